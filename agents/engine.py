@@ -1,0 +1,148 @@
+"""Stepwise decoding: keys and values are kept by environment row, so a token costs one token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Cache, PreTrainedModel
+
+PREFILL_TOKENS = 2048  # padded tokens of one prefill pass
+
+
+class KeyValueCache(Cache):
+    """Preallocated keys and values, `(slots, heads, capacity, dim)` a layer, written in place.
+
+    The engine says before each pass which slots and positions the pass is about.
+    """
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        super().__init__(layers=[])
+        self.slots, self.capacity = slots, capacity
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def aim(self, slots: torch.Tensor, positions: torch.Tensor, whole: bool) -> None:
+        """Point the next pass at `slots` `(n,)` and `positions` `(n, t)`; `whole` if slots are 0..n-1 in order."""
+        self._slots, self._positions, self._whole = slots, positions, whole
+        self._width = int(positions.max()) + 1
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write `(n, heads, t, dim)` and return everything up to the last position, `(n, heads, width, dim)`."""
+        if layer_idx == len(self.keys):
+            shape = (self.slots, key_states.shape[1], self.capacity, key_states.shape[3])
+            self.keys.append(key_states.new_zeros(shape))
+            self.values.append(value_states.new_zeros((*shape[:3], value_states.shape[3])))
+        return self._write(self.keys[layer_idx], key_states), self._write(self.values[layer_idx], value_states)
+
+    def _write(self, store: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        store[self._slots[:, None], :, self._positions] = states.transpose(1, 2)
+        if self._whole:
+            return store[: len(self._slots), :, : self._width]
+        return store[self._slots, :, : self._width]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one slot to another."""
+        for store in (*self.keys, *self.values):
+            store[target, :, :length] = store[source, :, :length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are always passed, and differ by row."""
+        return 0
+
+
+class Engine:
+    """Last hidden states of growing sequences, one sequence a row.
+
+    The caller always passes whole sequences. Of each row the engine reads only what follows the longest prefix that
+    it has already read, so it is right whatever is passed, and fast when sequences grow by a token.
+
+    Args:
+        backbone: The transformer without its head; called with `past_key_values`, a 4-D mask and position ids.
+        rows: Number of rows.
+        capacity: Longest sequence.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, rows: int, capacity: int) -> None:
+        self.backbone, self.rows, self.capacity = backbone, rows, capacity
+        self.cache = KeyValueCache(rows, capacity)
+        self._slot = np.arange(rows)
+        self._ids = np.zeros((rows, capacity), np.int64)
+        self._read = np.zeros(rows, np.int64)  # tokens of each slot whose keys and values stand
+        self.tokens_run = 0
+
+    def clear(self) -> None:
+        """Forget everything; to be called when the weights have changed."""
+        self._read[:] = 0
+
+    @torch.no_grad()
+    def last_hidden(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
+        """Return the hidden state at the last token of each sequence, `(n, H)`.
+
+        Args:
+            ids: int `(n, C)`, sequences from the left.
+            lengths: int `(n,)`, at least 1.
+            rows: int `(n,)`, the row of each sequence; None for 0..n-1. Rows left out may be forgotten.
+        """
+        rows = np.arange(len(ids)) if rows is None else np.asarray(rows)
+        self._bring_forward(rows)
+        order = np.argsort(self._slot[rows])
+        ids, lengths = np.asarray(ids)[order], np.asarray(lengths)[order]
+        n, width = ids.shape
+        differs = self._ids[:n, :width] != ids
+        common = np.where(differs.any(1), differs.argmax(1), width)
+        kept = np.minimum(np.minimum(common, self._read[:n]), lengths - 1)
+        self._ids[:n, :width] = ids
+        self._prefill(kept, lengths - 1)
+        last = lengths[:, None] - 1
+        hidden = self._run(np.arange(n), np.take_along_axis(ids, last, 1), last, whole=True)[:, 0]
+        self._read[:n] = lengths
+        return hidden[torch.from_numpy(np.argsort(order)).to(hidden.device)]
+
+    def _bring_forward(self, rows: np.ndarray) -> None:
+        """Move the slots of `rows` to the front, so that the pass over them is a view and no copy."""
+        n = len(rows)
+        free = iter(np.setdiff1d(np.arange(n), self._slot[rows]))
+        for row in rows[self._slot[rows] >= n]:
+            source, target = self._slot[row], next(free)
+            self.cache.copy(source, target, self._read[source])
+            self._ids[target], self._read[target] = self._ids[source], self._read[source]
+            self._read[source] = 0
+            self._slot[np.flatnonzero(self._slot == target)[0]] = source
+            self._slot[row] = target
+
+    def _prefill(self, start: np.ndarray, end: np.ndarray) -> None:
+        """Read tokens `start..end` of each slot, equal sequences once, similar lengths together."""
+        first: dict[bytes, int] = {}
+        twins: list[tuple[int, int]] = []
+        for slot in np.flatnonzero(end > start):
+            key = self._ids[slot, : end[slot]].tobytes()
+            if first.setdefault(key, slot) != slot:
+                twins.append((first[key], slot))
+        slots = sorted(first.values(), key=lambda slot: end[slot] - start[slot], reverse=True)
+        while slots:
+            size = end[slots[0]] - start[slots[0]]
+            batch, slots = slots[: max(1, PREFILL_TOKENS // size)], slots[max(1, PREFILL_TOKENS // size) :]
+            positions = start[batch][:, None] + np.arange(size)
+            # Padding runs into positions that later tokens overwrite before anything looks at them.
+            positions = np.minimum(positions, self.capacity - 1)
+            self._run(np.asarray(batch), np.take_along_axis(self._ids[batch], positions, 1), positions, whole=False)
+        for source, target in twins:
+            self.cache.copy(source, target, end[target])
+
+    def _run(self, slots: np.ndarray, tokens: np.ndarray, positions: np.ndarray, whole: bool) -> torch.Tensor:
+        device = self.backbone.device
+        at = torch.from_numpy(positions).to(device)
+        self.cache.aim(torch.from_numpy(slots).to(device), at, whole)
+        keys = torch.arange(int(positions.max()) + 1, device=device)
+        self.tokens_run += tokens.size
+        return self.backbone(
+            input_ids=torch.from_numpy(tokens).to(device),
+            attention_mask=(keys <= at[..., None])[:, None],
+            position_ids=at,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state

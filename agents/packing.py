@@ -1,0 +1,132 @@
+"""Many sequences in few rows: shared contexts are stored and run once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+ROW_TOKENS = 1024  # a row takes further branches up to this many tokens
+
+
+@dataclass
+class Segment:
+    """A stretch of one episode that is trained on in one pass.
+
+    Attributes:
+        context: int `(P,)`, what stood before the first trained token. Read, not trained.
+        ids: int `(T,)`, what came after it.
+        trained: bool `(T,)`, which of `ids` are the agent's actions.
+    """
+
+    context: np.ndarray
+    ids: np.ndarray
+    trained: np.ndarray
+
+
+@dataclass
+class Packed:
+    """Segments as rows of a tree-shaped batch: a context, then its branches side by side.
+
+    Attributes:
+        input_ids: int64 `(R, L)`.
+        position_ids: int64 `(R, L)`: positions within the own sequence, not within the row.
+        mask: bool `(R, 1, L, L)`, True where a query may look at a key: earlier, and in its own branch or the context.
+        rows: int64 `(N,)` and
+        columns: int64 `(N,)`: where the hidden state stands that predicts each trained token.
+        targets: int64 `(N,)`, the trained tokens, segment by segment in the order they were given.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Packed:
+        """Return the batch on `device`."""
+        return Packed(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass over this batch runs, padding included."""
+        return self.input_ids.numel()
+
+
+@dataclass
+class _Row:
+    """A context with the branches that have been hung on it."""
+
+    context: np.ndarray
+    ids: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    branches: list[np.ndarray] = field(default_factory=list)
+    length: int = 0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self._put(self.context, 0)
+
+    def _put(self, ids: np.ndarray, start: int) -> None:
+        self.ids.append(ids)
+        self.positions.append(np.arange(start, start + len(ids)))
+        self.branches.append(np.full(len(ids), self.count))
+        self.length += len(ids)
+        self.count += 1
+
+    def add(self, segment: Segment) -> np.ndarray:
+        """Hang a segment on the row and return the columns that predict its trained tokens."""
+        start = self.length
+        self._put(segment.ids[:-1], len(self.context))  # the last token is predicted, never read
+        columns = np.arange(start - 1, start - 1 + len(segment.ids))
+        columns[0] = len(self.context) - 1  # the first is predicted from the end of the context
+        return columns[segment.trained]
+
+
+def pack(segments: Sequence[Segment]) -> Packed:
+    """Pack segments; those with the same context share one copy of it.
+
+    Args:
+        segments: Each with at least one token of context and one after it.
+
+    >>> context = np.array([5, 6, 7])
+    >>> two = [Segment(context, np.array([1, 2]), np.ones(2, bool)), Segment(context, np.array([3]), np.ones(1, bool))]
+    >>> pack(two).input_ids.tolist(), pack(two).columns.tolist()
+    ([[5, 6, 7, 1]], [2, 3, 2])
+    """
+    rows: list[_Row] = []
+    open_rows: dict[bytes, int] = {}
+    where: list[tuple[int, np.ndarray]] = []
+    for segment in segments:
+        key = np.ascontiguousarray(segment.context).tobytes()
+        index = open_rows.get(key)
+        if index is None or rows[index].length + len(segment.ids) > ROW_TOKENS:
+            index = open_rows[key] = len(rows)
+            rows.append(_Row(segment.context))
+        where.append((index, rows[index].add(segment)))
+    return _tensors(rows, where, segments)
+
+
+def _tensors(rows: list[_Row], where: list[tuple[int, np.ndarray]], segments: Sequence[Segment]) -> Packed:
+    shape = (len(rows), max(row.length for row in rows))
+    ids, positions, branches = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1)
+    for i, row in enumerate(rows):
+        ids[i, : row.length] = np.concatenate(row.ids)
+        positions[i, : row.length] = np.concatenate(row.positions)
+        branches[i, : row.length] = np.concatenate(row.branches)
+    branch = torch.from_numpy(branches)
+    causal = torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
+    related = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)
+    targets: Any = np.concatenate([segment.ids[segment.trained] for segment in segments])
+    return Packed(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
+        mask=(related & causal)[:, None],
+        rows=torch.from_numpy(np.concatenate([np.full(len(columns), i) for i, columns in where])),
+        columns=torch.from_numpy(np.concatenate([columns for _, columns in where])),
+        targets=torch.from_numpy(targets.astype(np.int64)),
+    )

@@ -1,0 +1,378 @@
+"""A causal language model as a Stable-Baselines3 actor-critic policy."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from agents.engine import Engine
+from agents.packing import Packed
+from llm_gym.errors import LLMGymError
+
+Observation = Packed | dict[str, torch.Tensor]
+
+
+class LLMPolicy(ActorCriticPolicy):
+    """A causal language model with LoRA adapters and a value head, for SB3's on-policy algorithms.
+
+    Actions are token ids, observations are those of `llm_gym`'s environments. While acting, keys and values are kept
+    by environment row, so that `policy(obs)` runs one token a row; the caches are dropped when weights change.
+    `evaluate_actions` takes SB3's flat observations, or the `Packed` batches of `SequenceRolloutBuffer`, which run
+    each episode once.
+
+    Args:
+        observation_space: Of a text environment.
+        action_space: Of the same; its tokenizer must be the model's.
+        lr_schedule: SB3's learning rate schedule.
+        model: Name of a causal language model: a catalogue name, hub id or local folder.
+        lora: Rank of the adapters on all linear layers; None trains every weight.
+        adapter: Folder of a saved adapter to start from.
+        temperature: Of sampling, and of every log-probability.
+        use_sde: Must be False; SB3 passes it.
+        optimizer_class: SB3's argument.
+        optimizer_kwargs: SB3's argument.
+
+    Raises:
+        LLMGymError: Spaces that are not a text environment's, a different tokenizer, a model that cannot act here.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        model: str = "smollm2-135m",
+        lora: int | None = 16,
+        adapter: str | None = None,
+        temperature: float = 1.0,
+        use_sde: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if use_sde:
+            raise LLMGymError("use_sde=True does not apply to token actions; leave it False")
+        if temperature <= 0:
+            raise LLMGymError(f"temperature={temperature} must be positive; for greedy actions pass deterministic=True")
+        optimizer_kwargs = {"weight_decay": 0.0} if optimizer_kwargs is None else optimizer_kwargs
+        # ActorCriticPolicy's own constructor would build an MLP on float features.
+        super(ActorCriticPolicy, self).__init__(
+            observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
+        )
+        _check_spaces(observation_space, action_space, model)
+        self.model_name, self.lora, self.adapter, self.temperature = model, lora, adapter, temperature
+        self.actions, self.capacity = int(action_space.n), observation_space["input_ids"].shape[0]  # type: ignore[attr-defined, index]
+        self._build_model()
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        self.optimizer = optimizer_class(trainable, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+        # SB3's `seed` reaches a policy through torch's global generator alone: one number is drawn from it.
+        self._seed = int(torch.randint(2**62, ()).item())
+        self._generator: torch.Generator | None = None
+        self._engines: dict[str, Engine] = {}
+        self._weights: tuple[Any, ...] = ()
+        self._watch_optimizers(trainable)
+
+    # ---------------------------------------------------------------- the model
+
+    def _build_model(self) -> None:
+        from llm_gym.models import load_causal_lm
+
+        causal = load_causal_lm(self.model_name, device="cpu")
+        if causal.config.vocab_size < self.actions:
+            raise LLMGymError(
+                f"model {self.model_name!r} has {causal.config.vocab_size} logits for {self.actions} tokens of the environment"
+            )
+        _check_window(causal.config, self.capacity)
+        self.lm = self._with_adapters(causal)
+        self._lora_layers = [m for m in self.lm.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A")]
+        self.value_head = nn.Linear(causal.config.hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        _check_head(causal, self.model_name)
+
+    def _with_adapters(self, causal: Any) -> Any:
+        if self.lora is None and self.adapter is None:
+            return causal
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        from llm_gym.models import hub_id
+
+        if self.adapter is not None:
+            return PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
+        config = LoraConfig(
+            r=self.lora,  # type: ignore[arg-type]
+            lora_alpha=2 * self.lora,  # type: ignore[operator]
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        lm = get_peft_model(causal, config)
+        # What is saved must name the public model, not a folder of this machine.
+        lm.peft_config["default"].base_model_name_or_path = hub_id(self.model_name)
+        return lm
+
+    @property
+    def _causal(self) -> Any:
+        return self.lm.get_base_model() if self._lora_layers else self.lm
+
+    @property
+    def backbone(self) -> Any:
+        """The transformer without its head, adapters included."""
+        return self._causal.base_model
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits `(n, V)` at the sampling temperature from hidden states `(n, H)`."""
+        scores = self._causal.get_output_embeddings()(hidden)[..., : self.actions]
+        return scores.float() / self.temperature
+
+    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.value_head(hidden.float())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Switch the adapters off inside the block: the model as it was before training.
+
+        Raises:
+            LLMGymError: Every weight is trained, so the reference is gone.
+        """
+        if not self._lora_layers:
+            raise LLMGymError("no reference model: with lora=None every weight is trained; pass lora=16")
+        with self.lm.disable_adapter():
+            yield
+
+    # ---------------------------------------------------------------- hidden states
+
+    def _hidden(self, obs: Observation, engine: str) -> torch.Tensor:
+        """Return the hidden state that decides each action, `(N, H)`."""
+        if isinstance(obs, Packed):
+            return self._hidden_packed(obs.to(self.device))
+        lengths = (obs["roles"] > 0).sum(1)
+        if torch.is_grad_enabled():
+            return self._hidden_whole(obs["input_ids"], lengths)
+        return self._decode(engine, obs["input_ids"].cpu().numpy(), lengths.cpu().numpy())
+
+    def _hidden_packed(self, packed: Packed) -> torch.Tensor:
+        hidden = self.backbone(
+            input_ids=packed.input_ids,
+            attention_mask=packed.mask,
+            position_ids=packed.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[packed.rows, packed.columns]
+
+    def _hidden_whole(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Run whole sequences; padding is on the right, where causality keeps it from mattering."""
+        ids = ids[:, : int(lengths.max())].long()
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        hidden = self.backbone(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        return hidden[torch.arange(len(ids), device=ids.device), lengths.long() - 1]
+
+    def _decode(
+        self, name: str, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None, size: int | None = None
+    ) -> torch.Tensor:
+        if (weights := self._weights_now()) != self._weights:
+            self.forget()
+            self._weights = weights
+        size = size or len(ids)
+        engine = self._engines.get(name)
+        if engine is None or engine.rows != size or engine.backbone.device != self.device:
+            engine = self._engines[name] = Engine(self.backbone, size, self.capacity)
+        return engine.last_hidden(ids, lengths, rows)
+
+    # ---------------------------------------------------------------- when weights change
+
+    def forget(self) -> None:
+        """Drop what has been read; called when weights may have changed."""
+        for engine in self._engines.values():
+            engine.clear()
+
+    def _weights_now(self) -> tuple[Any, ...]:
+        """Return what changes when a weight is written in place or an adapter is switched."""
+        versions = sum(p._version for p in self.parameters())
+        layer = self._lora_layers[0] if self._lora_layers else None
+        return versions, layer and (layer.disable_adapters, tuple(layer.active_adapters))
+
+    def _watch_optimizers(self, trainable: list[nn.Parameter]) -> None:
+        """Drop caches after a step of any optimiser over these weights: fused ones leave no version behind."""
+        watched, me = {id(p) for p in trainable}, weakref.ref(self)
+
+        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            policy = me()
+            if policy is None:
+                handle.remove()
+            elif any(id(p) in watched for group in optimizer.param_groups for p in group["params"]):
+                policy.forget()
+
+        handle = register_optimizer_step_post_hook(after_step)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Keep dropout off in both modes: the ratio of the first update must be 1."""
+        if mode:
+            self.forget()
+        super().set_training_mode(False)
+
+    # ---------------------------------------------------------------- SB3's hooks
+
+    def forward(
+        self, obs: Any, deterministic: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return actions int64 `(N,)`, values float32 `(N, 1)` and log-probabilities float32 `(N,)`."""
+        hidden = self._hidden(obs, "rollout")
+        actions, log_probs = self._choose(self.logits(hidden), deterministic)
+        return actions, self._values(hidden), log_probs
+
+    def _choose(self, logits: torch.Tensor, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        log_probs = logits.log_softmax(-1)
+        if deterministic:
+            actions = log_probs.argmax(-1)
+        else:
+            actions = torch.multinomial(log_probs.exp(), 1, generator=self._random())[:, 0]
+        return actions, log_probs.gather(-1, actions[:, None])[:, 0]
+
+    def _random(self) -> torch.Generator:
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(self.device).manual_seed(self._seed)
+        return self._generator
+
+    def act(
+        self, obs: dict[str, np.ndarray], rows: np.ndarray, deterministic: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Choose a token for some rows of a vector environment.
+
+        Args:
+            obs: The observation of all rows.
+            rows: int `(n,)`, the rows to act in; the others cost nothing.
+            deterministic: Take the likeliest token.
+
+        Returns:
+            Actions int64 `(n,)` and their log-probabilities float32 `(n,)`.
+        """
+        lengths = (obs["roles"][rows] > 0).sum(1)
+        with torch.no_grad():
+            hidden = self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
+            actions, log_probs = self._choose(self.logits(hidden), deterministic)
+        return actions.cpu().numpy(), log_probs.cpu().numpy()
+
+    def evaluate_actions(
+        self, obs: Any, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
+        hidden = self._hidden(obs, "rollout")
+        log_probs = self.logits(hidden).log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return self._values(hidden), log_probs.gather(-1, actions.long().view(-1, 1))[:, 0], entropy
+
+    def log_probs(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-probabilities `(N,)` of the packed targets with gradient, and entropies `(N,)` without."""
+        logits = self.logits(self._hidden_packed(packed.to(self.device)))
+        chosen = logits.gather(-1, packed.targets.to(self.device)[:, None])[:, 0] - logits.logsumexp(-1)
+        with torch.no_grad():
+            everything = logits.log_softmax(-1)
+            entropy = -(everything.exp() * everything).sum(-1)
+        return chosen, entropy
+
+    def get_distribution(self, obs: Any) -> CategoricalDistribution:
+        """Return the distribution over the next token."""
+        return CategoricalDistribution(self.actions).proba_distribution(self.logits(self._hidden(obs, "predict")))
+
+    def predict_values(self, obs: Any) -> torch.Tensor:
+        """Return values `(N, 1)`."""
+        # At the end of a rollout SB3 asks for all rows one token on, which the rollout's own cache answers in one
+        # token; a terminal observation is another number of rows and must not drive them out.
+        rollout = self._engines.get("rollout")
+        same = rollout is not None and not isinstance(obs, Packed) and rollout.rows == len(obs["roles"])
+        return self._values(self._hidden(obs, "rollout" if same else "values"))
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> torch.Tensor:
+        return self._choose(self.logits(self._hidden(observation, "predict")), deterministic)[0]
+
+    # ---------------------------------------------------------------- saving
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the trained tensors only: the base model is known by its name."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` returned.
+
+        Raises:
+            LLMGymError: Tensors are missing or unknown, as with another rank or model.
+        """
+        if strict and (wrong := set(state_dict) ^ set(self.state_dict())):
+            raise LLMGymError(
+                f"{len(wrong)} tensors do not fit this policy (such as {min(wrong)}); "
+                f"was it saved with model={self.model_name!r} and lora={self.lora}?"
+            )
+        self.forget()
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapter as PEFT does; `PeftModel.from_pretrained(base, folder)` loads it.
+
+        Raises:
+            LLMGymError: The policy has no adapter.
+        """
+        if not self._lora_layers:
+            raise LLMGymError("there is no adapter to save: with lora=None every weight is trained; save the model")
+        self.lm.save_pretrained(str(folder))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "model": self.model_name,
+            "lora": self.lora,
+            "adapter": self.adapter,
+            "temperature": self.temperature,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+
+def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:
+    from llm_gym.models import fingerprint, load_tokenizer
+
+    keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
+    if not {"input_ids", "roles"} <= keys or not isinstance(action_space, spaces.Discrete):
+        raise LLMGymError(
+            "LLMPolicy needs a text environment: a Dict observation with 'input_ids' and 'roles' and a Discrete action "
+            f"space; got {observation_space} and {action_space}"
+        )
+    expected = getattr(action_space, "fingerprint", None)
+    if expected is not None and fingerprint(load_tokenizer(model)) != expected:
+        name = getattr(action_space, "tokenizer", "another one")
+        raise LLMGymError(
+            f"the policy's model {model!r} and the environment's tokenizer {name!r} number tokens differently; "
+            f"make the environment with tokenizer={model!r}"
+        )
+
+
+def _check_window(config: Any, capacity: int) -> None:
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < capacity:
+        raise LLMGymError(
+            f"the model's sliding window of {window} tokens is shorter than the context of {capacity}; "
+            "make the environment with smaller max_prompt_tokens"
+        )
+
+
+def _check_head(causal: Any, name: str) -> None:
+    """Make sure that logits are the head applied to the hidden state, which decoding relies on."""
+    ids = torch.arange(4)[None]
+    with torch.no_grad():
+        whole = causal(input_ids=ids).logits.float()
+        parts = causal.get_output_embeddings()(causal.base_model(input_ids=ids).last_hidden_state).float()
+    if not torch.allclose(whole, parts, atol=1e-2, rtol=1e-2):
+        raise LLMGymError(f"model {name!r} changes its logits after the output layer, which LLMPolicy does not support yet")

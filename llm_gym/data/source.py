@@ -1,0 +1,227 @@
+"""Examples for a task: rows checked against its columns, and divided into splits that never overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llm_gym.data.files import read_rows
+from llm_gym.errors import LLMGymError
+
+if TYPE_CHECKING:
+    from llm_gym.tasks.base import Task
+
+SPLITS = ("train", "validation", "test", "all")
+LIST_COLUMNS = frozenset({"facts"})
+"""Columns that hold a list of strings; every other column of a task is a string."""
+
+
+class Row(NamedTuple):
+    """A row of a data file.
+
+    Attributes:
+        number: Its line in the file, from 1.
+        raw: All of its columns, as in the file.
+        example: Its id (a string) and the task's columns under the task's names, checked.
+    """
+
+    number: int
+    raw: dict[str, Any]
+    example: dict[str, Any]
+
+
+def load_examples(
+    data: str | Path | None,
+    split: str,
+    task: Task,
+    columns: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the examples of one split.
+
+    A file with a `split` column is divided by it. Any other is divided by the rank of the SHA-256 of each id
+    (of the text, where a row has no id), so the order of rows does not matter: a tenth is test, a tenth
+    validation, at least one of each, the rest train. Rows with the same text stay together.
+
+    Args:
+        data: A JSONL, CSV or Parquet file; None for the corpus bundled with the task.
+        split: One of `train`, `validation`, `test`, `all`.
+        task: Names the columns, and the bundled corpus.
+        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`.
+
+    Returns:
+        A dict for each example, in the file's order: `id` (a string, `row-<line>` where the row has none),
+        every required column, and the optional ones that the row has.
+
+    Raises:
+        LLMGymError: The file, a row, a column or the split is not what it must be.
+    """
+    if split not in SPLITS:
+        raise LLMGymError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    if data is None:
+        resource = files("llm_gym.data").joinpath("corpora", f"{task.corpus}.jsonl")
+        if not resource.is_file():
+            raise LLMGymError(f"task {task.name!r} has no corpus {task.corpus!r}: pass data='FILE.jsonl'")
+        with as_file(resource) as path:
+            return load_examples(path, split, task, columns)
+    path = Path(data)
+    rows = read_examples(path, task, columns)
+    _check_unique(path, rows)
+    column = (columns or {}).get("split", "split")
+    if any(column in row.raw for row in rows):
+        names = [_named_split(path, row, column) for row in rows]
+    elif split == "all":
+        names = [split] * len(rows)
+    else:
+        names = _ranked_splits(path, rows, task, (columns or {}).get("id", "id"))
+    chosen = [row.example for row, name in zip(rows, names, strict=True) if split in (name, "all")]
+    if not chosen:
+        held = ", ".join(name for name in SPLITS if name in names)
+        raise LLMGymError(f"{path} has no {split} rows, only {held}: mark some in its column {column!r}")
+    return chosen
+
+
+def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | None = None) -> list[Row]:
+    """Read a whole file and check every row against the task's columns; ids may repeat.
+
+    Args:
+        path: A JSONL, CSV or Parquet file.
+        task: Names the columns.
+        columns: As in `load_examples`.
+
+    Returns:
+        All rows, in the file's order.
+
+    Raises:
+        LLMGymError: As for `load_examples`.
+    """
+    path, columns = Path(path), dict(columns or {})
+    known = (*task.required, *task.optional, "id", "split")
+    for name in columns:
+        if name not in known:
+            raise LLMGymError(
+                f"unknown column {name!r}: task {task.name!r} has {', '.join(known)}; "
+                f"write --columns {task.required[0]}=NAME"
+            )
+    numbered = list(read_rows(path))
+    present = list(dict.fromkeys(name for _, raw in numbered for name in raw))
+    for name in dict.fromkeys((*task.required, *columns)):
+        column = columns.get(name, name)
+        if column not in present:
+            raise LLMGymError(
+                f"{path} has no column {column!r}, only {', '.join(map(repr, present)) or 'empty rows'}: "
+                f"name the right one with --columns {name}=NAME"
+            )
+    return [Row(number, raw, _example(path, number, raw, task, columns)) for number, raw in numbered]
+
+
+def _example(
+    path: Path, number: int, raw: dict[str, Any], task: Task, columns: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the row under the task's names, its types checked."""
+    example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
+    for name in (*task.required, *task.optional):
+        column = columns.get(name, name)
+        value = raw.get(column)
+        where = f"{path}:{number}: column {column!r}"
+        if not _absent(value):
+            example[name] = _strings(where, path, value) if name in LIST_COLUMNS else _string(where, value)
+        elif name in task.required:
+            state = "empty" if column in raw else "missing"
+            raise LLMGymError(f"{where} is {state}; every row needs it")
+    return example
+
+
+def _absent(value: Any) -> bool:
+    """Whether a value stands for nothing: null, NaN (how pandas writes null), blank text or an empty list."""
+    return value is None or value != value or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _identity(path: Path, number: int, value: Any) -> str:
+    if _absent(value):
+        return f"row-{number}"
+    if isinstance(value, (list, dict, bool)):
+        raise LLMGymError(f"{path}:{number}: column 'id' must be a string or a number, not {_short(value)}")
+    return _string(f"{path}:{number}: column 'id'", str(value))
+
+
+def _string(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise LLMGymError(f"{where} must be a string, not {_short(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # JSON can escape half of a surrogate pair, which no tokenizer takes
+        what = f"has half a character at position {error.start}"
+        raise LLMGymError(f"{where} {what}; expected valid Unicode, remove it") from error
+    return value
+
+
+def _strings(where: str, path: Path, value: Any) -> list[str]:
+    """Return a list of strings; in CSV, which has no lists, from a JSON list or a ;-separated string."""
+    if isinstance(value, str) and path.suffix.lower() == ".csv":
+        value = _split_cell(where, value)
+    if not isinstance(value, list) or any(_absent(item) for item in value):
+        raise LLMGymError(f"{where} must be a list of non-empty strings, not {_short(value)}")
+    return [_string(f"{where}, item {k}", item) for k, item in enumerate(value, 1)]
+
+
+def _split_cell(where: str, cell: str) -> Any:
+    if not cell.lstrip().startswith("["):
+        return [part.strip() for part in cell.split(";") if part.strip()]
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise LLMGymError(f"{where} is no JSON list: {_short(cell)}; mend it, or separate by ;") from error
+
+
+def _short(value: Any) -> str:
+    """Return a value and its type on one short line."""
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
+
+
+def _check_unique(path: Path, rows: Iterable[Row]) -> None:
+    lines: dict[str, int] = {}
+    for row in rows:
+        name = row.example["id"]
+        if name in lines:
+            raise LLMGymError(
+                f"{path}: id {name!r} is on lines {lines[name]} and {row.number}: "
+                "ids must be unique (another column with --columns id=NAME)"
+            )
+        lines[name] = row.number
+
+
+def _named_split(path: Path, row: Row, column: str) -> str:
+    value = row.raw.get(column)
+    if not isinstance(value, str) or value.strip() not in SPLITS[:3]:
+        raise LLMGymError(
+            f"{path}:{row.number}: column {column!r} must be train, validation or test, not {_short(value)}"
+        )
+    return value.strip()
+
+
+def _ranked_splits(path: Path, rows: list[Row], task: Task, id_column: str) -> list[str]:
+    """Divide rows by the rank of a hash that depends neither on their order nor on their neighbours."""
+    texts = [json.dumps([row.example[name] for name in task.required]) for row in rows]
+    ranks: dict[str, bytes] = {}
+    for row, text in zip(rows, texts, strict=True):
+        # an id made from the line number changes with the order, the text does not
+        key = text if _absent(row.raw.get(id_column)) else row.example["id"]
+        digest = hashlib.sha256(key.encode()).digest()
+        ranks[text] = min(digest, ranks.get(text, digest))
+    if len(ranks) < 3:
+        raise LLMGymError(
+            f"{path} has {len(ranks)} different texts, too few for train, validation and test: "
+            "add rows (3 at least), or pass split='all'"
+        )
+    held = max(1, len(ranks) // 10)
+    order = sorted(ranks, key=lambda text: ranks[text])
+    split = dict.fromkeys(order, "train")
+    split.update(dict.fromkeys(order[:held], "test"))
+    split.update(dict.fromkeys(order[held : 2 * held], "validation"))
+    return [split[text] for text in texts]

@@ -1,0 +1,344 @@
+"""The transition function, over arrays: N episodes of one task side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from llm_gym import feedback as feedbacks
+from llm_gym.data import load_examples
+from llm_gym.envs.prompts import Prompt, PromptBuilder
+from llm_gym.envs.render import render_text
+from llm_gym.envs.spaces import Vocabulary
+from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
+from llm_gym.models import fingerprint, load_tokenizer, stop_ids
+from llm_gym.tasks import load_task
+
+GIVEN, WRITTEN = 1, 2  # `roles`; 0 is padding
+
+
+class TextVectorEnv(VectorEnv):
+    """N token-level episodes of one task, held in preallocated arrays.
+
+    A step appends one token to every running row. A row ends when it emits a stop token or has written
+    `max_new_tokens`; everything that ends together is scored in one call of the feedback.
+
+    Observations are a dict of copies: `input_ids` int32 `(N, C)`, `roles` int8 `(N, C)` (0 padding, 1 given,
+    2 written by the agent) and `tokens_left` int32 `(N, 1)`; C = `max_prompt_tokens + max_new_tokens`.
+
+    Args:
+        task: The task, as `module:class`.
+        num_envs: N.
+        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, the enum or its value. Under DISABLED a finished row
+            ignores its action, gets reward 0 and stays terminated until `reset(options={"reset_mask": ...})`.
+        tokenizer: Name of the tokenizer: a catalogue name, a hub id or a local folder.
+        data: File of examples; None for the task's bundled corpus.
+        split: `train`, `validation`, `test` or `all`.
+        columns: The task's column names mapped to the file's.
+        feedback: Spec of the training feedback; None for the task's default.
+        instruction: What the agent is asked to do; None for the task's.
+        template: `chat` or `plain`.
+        max_prompt_tokens: Longest prompt; a longer source is cut and `info["words_cut"]` says by how much.
+        max_new_tokens: Cap of a turn.
+        render_mode: `ansi`, `human` or None.
+
+    Raises:
+        LLMGymError: A bad argument, with the remedy.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 8}
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        tokenizer: str = "smollm2-135m",
+        data: str | None = None,
+        split: str = "train",
+        columns: dict[str, str] | None = None,
+        feedback: str | dict[str, Any] | None = None,
+        instruction: str | None = None,
+        template: str = "chat",
+        max_prompt_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.task = load_task(task)
+        self.num_envs = _positive("num_envs", num_envs)
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise LLMGymError(f"render_mode={render_mode!r} is unknown; expected 'ansi', 'human' or None")
+        self.render_mode = render_mode
+        self.max_prompt_tokens = _positive("max_prompt_tokens", max_prompt_tokens or self.task.max_prompt_tokens)
+        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens or self.task.max_new_tokens)
+
+        self.feedback = feedbacks.build(self.task.feedback if feedback is None else feedback)
+        self.examples = load_examples(data, split, self.task, columns)
+        self._index = {example["id"]: i for i, example in enumerate(self.examples)}
+        self.tokenizer = load_tokenizer(tokenizer)
+        self._prompt_builder = PromptBuilder(
+            self.task, self.tokenizer, instruction or self.task.instruction, template, self.max_prompt_tokens
+        )
+        self._prompts: dict[int, Prompt] = {}
+        self._build_spaces(tokenizer)
+        self._allocate()
+
+    def _build_spaces(self, tokenizer: str) -> None:
+        size, context = len(self.tokenizer), self.max_prompt_tokens + self.max_new_tokens
+        self._stops = np.zeros(size, bool)
+        stops = stop_ids(tokenizer, self.tokenizer)
+        self._stops[list(stops)] = True
+        self.single_action_space = Vocabulary(size, tokenizer, fingerprint(self.tokenizer), stops)
+        self.single_observation_space = spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, size - 1, (context,), np.int32),
+                "roles": spaces.Box(0, WRITTEN, (context,), np.int8),
+                "tokens_left": spaces.Box(0, self.max_new_tokens, (1,), np.int32),
+            }
+        )
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def _allocate(self) -> None:
+        n, context = self.num_envs, self.max_prompt_tokens + self.max_new_tokens
+        self._ids = np.zeros((n, context), np.int32)
+        self._roles = np.zeros((n, context), np.int8)
+        self._left = np.zeros((n, 1), np.int32)
+        self._length = np.zeros(n, np.int64)
+        self._prompt_length = np.zeros(n, np.int64)
+        self._example = np.zeros(n, np.int64)
+        self._done = np.ones(n, bool)
+        self._started = False
+        self.generators: list[np.random.Generator | None] = [None] * n
+        self.episodes: list[Episode | None] = [None] * n
+        """The last finished episode of each row: the whole record behind `info`."""
+
+    @property
+    def example_ids(self) -> list[str]:
+        """The ids that `reset(options={"example": ...})` takes."""
+        return list(self._index)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start new episodes.
+
+        Args:
+            seed: Row i is seeded with `seed + i`, or with the i-th of a sequence.
+            options: `{"example": id}` or one id a row (None: drawn) chooses the examples; `{"reset_mask": mask}`,
+                bool `(N,)`, resets these rows only.
+
+        Raises:
+            LLMGymError: Unknown example id, or a mask or seeds of the wrong shape.
+        """
+        options = options or {}
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise LLMGymError(f"{len(seeds)} seeds for {self.num_envs} environments; pass one a row, or one integer")
+        rows = np.flatnonzero(self._reset_mask(options.get("reset_mask")))
+        for row in rows if seeds is not None else ():
+            if seeds[row] is not None:
+                self.generators[row] = seeding.np_random(int(seeds[row]))[0]
+        infos = self._begin(rows, self._chosen(options.get("example")))
+        self._started = True
+        return self._observation(), infos
+
+    def _reset_mask(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.num_envs, bool)
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise LLMGymError(
+                f"reset_mask must be bool of shape ({self.num_envs},) with a True, got {mask.dtype} {mask.shape}"
+            )
+        if not self._started and not mask.all():
+            raise LLMGymError("the first reset must reset every row; call reset() without reset_mask first")
+        return mask
+
+    def _chosen(self, example: Any) -> list[int | None]:
+        ids = [example] * self.num_envs if example is None or isinstance(example, str) else list(example)
+        if len(ids) != self.num_envs:
+            raise LLMGymError(f"options['example'] has {len(ids)} ids for {self.num_envs} environments")
+        for name in ids:
+            if name is not None and name not in self._index:
+                raise LLMGymError(f"example {name!r} is not in this split; it has {', '.join(self.example_ids[:3])}, ...")
+        return [None if name is None else self._index[name] for name in ids]
+
+    def _begin(self, rows: np.ndarray, chosen: list[int | None] | None = None) -> dict[str, Any]:
+        """Write the prompts of new episodes into `rows`."""
+        infos: dict[str, Any] = {}
+        for row in rows:
+            index = None if chosen is None else chosen[row]
+            if index is None:
+                if self.generators[row] is None:
+                    self.generators[row] = seeding.np_random()[0]
+                index = int(self.generators[row].integers(len(self.examples)))  # type: ignore[union-attr]
+            prompt = self._prompt(index)
+            size = len(prompt.ids)
+            self._ids[row] = 0
+            self._ids[row, :size] = prompt.ids
+            self._roles[row] = 0
+            self._roles[row, :size] = GIVEN
+            self._left[row] = self.max_new_tokens
+            self._length[row] = self._prompt_length[row] = size
+            self._example[row] = index
+            self._done[row] = False
+            info = {"example": self.examples[index]["id"], "words_cut": prompt.words_cut}
+            infos = self._add_info(infos, info, int(row))
+        return infos
+
+    def _prompt(self, index: int) -> Prompt:
+        if index not in self._prompts:
+            self._prompts[index] = self._prompt_builder(self.examples[index])
+        return self._prompts[index]
+
+    def step(
+        self, actions: Any
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Append one token to each running row.
+
+        Args:
+            actions: Token ids, integer `(N,)`.
+
+        Returns:
+            Observations, rewards float64 `(N,)`, terminations bool `(N,)`, truncations (always False) and infos.
+
+        Raises:
+            LLMGymError: Actions of the wrong shape or outside the vocabulary, a step before `reset`, or feedback
+                that is not finite.
+        """
+        actions = self._checked(actions)
+        infos: dict[str, Any] = {}
+        resting = self._done.copy()
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and resting.any():
+            infos = self._begin(np.flatnonzero(resting))
+        rows = np.flatnonzero(~resting)
+        tokens, column = actions[rows], self._length[rows]
+        self._ids[rows, column] = tokens
+        self._roles[rows, column] = WRITTEN
+        self._length[rows] += 1
+        self._left[rows] -= 1
+
+        rewards = np.zeros(self.num_envs)
+        stopped = self._stops[tokens]
+        over = stopped | (self._left[rows, 0] == 0)
+        if over.any():
+            infos = self._finish(rows[over], stopped[over], rewards, infos)
+        terminations = self._done.copy()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
+            infos = self._restart(rows[over], infos)
+        return self._observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        actions = np.asarray(actions)
+        if not self._started:
+            raise LLMGymError("step was called before reset; call reset() first")
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise LLMGymError(f"actions must be {self.num_envs} integers, got {actions.dtype} of shape {actions.shape}")
+        if actions.min() < 0 or actions.max() >= len(self._stops):
+            bad = actions[(actions < 0) | (actions >= len(self._stops))][0]
+            raise LLMGymError(f"action {bad} is outside the vocabulary of {len(self._stops)} tokens")
+        return actions
+
+    def _finish(
+        self, rows: np.ndarray, stopped: np.ndarray, rewards: np.ndarray, infos: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Score everything that ended together in one call, and write rewards and infos."""
+        episodes = [self._record(row, "stop" if stop else "length") for row, stop in zip(rows, stopped, strict=True)]
+        for row, episode, score in zip(rows, episodes, self.feedback(episodes), strict=True):
+            if not np.isfinite(score.value):
+                raise LLMGymError(
+                    f"the feedback gave {score.value} for example {episode.example['id']!r} (parts {score.parts}); "
+                    "a reward must be finite: mend or remove that part"
+                )
+            episode.reward, episode.parts = float(score.value), dict(score.parts)
+            rewards[row] = episode.reward
+            self._done[row] = True
+            self.episodes[row] = episode
+            infos = self._add_info(infos, _final_info(episode), int(row))
+        return infos
+
+    def _record(self, row: int, finish_reason: str) -> Episode:
+        start, end = self._prompt_length[row], self._length[row]
+        response = self._ids[row, start:end].copy()
+        text = self.tokenizer.decode(response, skip_special_tokens=True).strip()
+        return self.task.episode(
+            self.examples[self._example[row]],
+            text,
+            prompt_ids=self._ids[row, :start].copy(),
+            response_ids=response,
+            agent_mask=self._roles[row, start:end] == WRITTEN,
+            finish_reason=finish_reason,
+            turns=[{"role": "agent", "text": text}],
+        )
+
+    def _restart(self, rows: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
+        """Same-step autoreset: put what ended aside as `final_obs` and `final_info`, and begin anew."""
+        observation = self._observation()
+        finals: dict[str, Any] = {}
+        for row in rows:
+            episode = self.episodes[row]
+            assert episode is not None
+            final = {key: value[row] for key, value in observation.items()}
+            finals = self._add_info(finals, {"final_obs": final, "final_info": _final_info(episode)}, int(row))
+        return {**self._begin(rows), **finals}
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"input_ids": self._ids.copy(), "roles": self._roles.copy(), "tokens_left": self._left.copy()}
+
+    def render(self) -> tuple[str, ...] | None:
+        """Return each row as text under `ansi`, print the rows under `human`.
+
+        Raises:
+            LLMGymError: The environment was made without `render_mode`.
+        """
+        if self.render_mode is None:
+            raise LLMGymError("nothing to render: make the environment with render_mode='ansi' or 'human'")
+        texts = tuple(self._render_row(row) for row in range(self.num_envs))
+        if self.render_mode == "ansi":
+            return texts
+        print("\n".join(texts), flush=True)
+        return None
+
+    def _render_row(self, row: int) -> str:
+        start, end = self._prompt_length[row], self._length[row]
+        prompt = self.tokenizer.decode(self._ids[row, :start], skip_special_tokens=True)
+        text = self.tokenizer.decode(self._ids[row, start:end], skip_special_tokens=True)
+        episode = self.episodes[row] if self._done[row] else None
+        return render_text(prompt, text, int(self._left[row, 0]), episode)
+
+
+def _final_info(episode: Episode) -> dict[str, Any]:
+    return {
+        "example": episode.example["id"],
+        "text": episode.text,
+        "finish_reason": episode.finish_reason,
+        "score": episode.reward,
+        "parts": dict(episode.parts),
+    }
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise LLMGymError(f"{name}={value!r} must be a positive integer")
+    return int(value)
+
+
+def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        names = ", ".join(repr(m.value) for m in AutoresetMode)
+        raise LLMGymError(f"autoreset_mode={mode!r} is unknown; expected one of {names}") from error

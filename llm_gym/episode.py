@@ -1,0 +1,69 @@
+"""The record of one finished episode, shared by environments, scorers, algorithms and reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+FINISH_REASONS = ("stop", "length", "context", "illegal")
+
+
+@dataclass
+class Episode:
+    """One finished episode.
+
+    Token ids are the truth; `text` is decoded from them and never encoded back to be trained on.
+
+    Attributes:
+        example: The data row the episode was about, with its `id`.
+        source: The text that the agent was given to work on.
+        text: What the agent wrote, decoded, without special tokens and outer white space.
+        reference: A text written by a person, if the data has one. Training feedback never reads it.
+        prompt_ids: int32 `(P,)`, what the first observation held.
+        response_ids: int32 `(T,)`, everything appended after it.
+        agent_mask: bool `(T,)`, True where the agent wrote the token.
+        log_probs: float32 `(T,)`, natural log-probabilities under the policy that acted, or None.
+        finish_reason: `stop`, `length`, `context` or `illegal`.
+        turns: What was said after the prompt, in order, as `{"role": ..., "text": ...}`.
+        reward: The value that the feedback gave, or None before scoring.
+        parts: The named parts of that value.
+    """
+
+    example: dict[str, Any]
+    source: str
+    text: str
+    reference: str | None = None
+    prompt_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    response_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    agent_mask: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    log_probs: np.ndarray | None = None
+    finish_reason: str = "stop"
+    turns: list[dict[str, str]] = field(default_factory=list)
+    reward: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the episode as one line of JSON.
+
+        >>> Episode({"id": "a"}, source="Rain fell.", text="It rained.").to_json()[:24]
+        '{"example": {"id": "a"},'
+        """
+        record = asdict(self)
+        for name, value in record.items():
+            if isinstance(value, np.ndarray):
+                record[name] = value.tolist()
+        return json.dumps(record, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Episode:
+        """Rebuild an episode from `to_json`'s line."""
+        record = json.loads(line)
+        record["prompt_ids"] = np.asarray(record["prompt_ids"], np.int32)
+        record["response_ids"] = np.asarray(record["response_ids"], np.int32)
+        record["agent_mask"] = np.asarray(record["agent_mask"], bool)
+        if record["log_probs"] is not None:
+            record["log_probs"] = np.asarray(record["log_probs"], np.float32)
+        return cls(**record)

@@ -1,0 +1,29 @@
+"""What a scorer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llm_gym.episode import Episode
+
+
+@dataclass(frozen=True)
+class Score:
+    """A judgement of one episode: its value, higher is better, and the named parts it was made of."""
+
+    value: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Scorer(ABC):
+    """Judges finished episodes, all that ended together in one call.
+
+    A scorer holds no state of an episode, gives a text the same score whatever else is in the batch, and raises
+    when it cannot judge: a failure is never turned into a number.
+    """
+
+    @abstractmethod
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return one value an episode, in order."""

@@ -1,0 +1,137 @@
+"""From a spec to feedback: a weighted sum of named scorers, each part kept visible."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
+from llm_gym.feedback.base import Score, Scorer
+
+SCORERS: dict[str, str] = {
+    "similarity": "llm_gym.feedback.similarity:Similarity",
+    "likelihood": "llm_gym.feedback.likelihood:Likelihood",
+    "grounding": "llm_gym.feedback.likelihood:Grounding",
+    "coverage": "llm_gym.feedback.likelihood:Coverage",
+    "copying": "llm_gym.feedback.rules:Copying",
+    "repetition": "llm_gym.feedback.rules:Repetition",
+    "brevity": "llm_gym.feedback.rules:Brevity",
+    "complete": "llm_gym.feedback.rules:Complete",
+    "length": "llm_gym.feedback.rules:Length",
+    "key_facts": "llm_gym.feedback.reference:KeyFacts",
+    "chrf": "llm_gym.feedback.reference:ChrF",
+    "reference_similarity": "llm_gym.feedback.reference:ReferenceSimilarity",
+}
+"""Scorer name to `module:class`. Another package's scorer is used by the same notation, `package.module:Class`."""
+
+REMEMBERED = 50_000  # scores kept; a repeated text then scores exactly the same and costs nothing
+
+
+class Composite:
+    """A weighted sum of scorers.
+
+    Args:
+        spec: Scorer names with their weight and options, e.g. `{"similarity": {"weight": 1.0, "model": "minilm-l6"}}`.
+
+    Attributes:
+        spec: The same, complete: what to write into a config.
+    """
+
+    def __init__(self, spec: dict[str, dict[str, Any]]) -> None:
+        self.spec = spec
+        self.weights = {name: float(options["weight"]) for name, options in spec.items()}
+        self.scorers = {name: _make(name, options) for name, options in spec.items()}
+        self._known: dict[tuple[Any, ...], Score] = {}
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[Score]:
+        """Return a score an episode: the weighted sum, and every part before its weight.
+
+        Raises:
+            LLMGymError: A scorer gave a value that is not finite.
+        """
+        keys = [_key(episode) for episode in episodes]
+        new = {key: e for key, e in zip(keys, episodes, strict=True) if key not in self._known}
+        known = {key: self._known[key] for key in keys if key in self._known}
+        known.update(zip(new, self._score(list(new.values())), strict=True))
+        self._known.update(known)
+        while len(self._known) > REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+        return [known[key] for key in keys]
+
+    def _score(self, episodes: list[Episode]) -> list[Score]:
+        if not episodes:
+            return []
+        columns = {name: scorer(episodes) for name, scorer in self.scorers.items()}
+        scores = []
+        for i, episode in enumerate(episodes):
+            parts = {name: round(float(values[i]), 6) for name, values in columns.items()}
+            for name, value in parts.items():
+                if not math.isfinite(value):
+                    raise LLMGymError(
+                        f"scorer {name!r} gave {value} for example {episode.example.get('id')!r}; "
+                        "a reward must be finite: mend or remove that scorer"
+                    )
+            value = round(sum(self.weights[name] * value for name, value in parts.items()), 6)
+            scores.append(Score(value, parts))
+        return scores
+
+
+def build(spec: str | dict[str, Any]) -> Composite:
+    """Return the feedback behind a spec.
+
+    Args:
+        spec: A scorer's name, or names with weights, `{"likelihood": 1.0, "copying": -0.5}`, or with options,
+            `{"copying": {"weight": -0.5, "run": 5}}`; also as a JSON string.
+
+    Raises:
+        LLMGymError: Not JSON, an unknown scorer, or options that it does not take.
+
+    >>> build({"brevity": -1.0}).spec
+    {'brevity': {'weight': -1.0}}
+    """
+    if isinstance(spec, str):
+        spec = _parse(spec)
+    if not isinstance(spec, dict) or not spec:
+        raise LLMGymError(f"feedback {spec!r} must be a scorer's name or a JSON object of names and weights")
+    full = {}
+    for name, options in spec.items():
+        options = options if isinstance(options, dict) else {"weight": options}
+        weight = options.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise LLMGymError(f"the weight of scorer {name!r} must be a finite number, got {weight!r}")
+        full[name] = {**options, "weight": float(weight)}
+    return Composite(full)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        return {text: 1.0}
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LLMGymError(f"feedback {text!r} is not JSON ({error}); expected e.g. '{{\"likelihood\": 1.0}}'") from error
+
+
+def _make(name: str, options: dict[str, Any]) -> Scorer:
+    if name not in SCORERS and ":" not in name:
+        near = difflib.get_close_matches(name, SCORERS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SCORERS)}"
+        raise LLMGymError(f"unknown scorer {name!r}; {hint}")
+    module, _, attribute = SCORERS.get(name, name).partition(":")
+    options = {key: value for key, value in options.items() if key != "weight"}
+    try:
+        return getattr(importlib.import_module(module), attribute)(**options)
+    except (ImportError, AttributeError) as error:
+        raise LLMGymError(f"scorer {name!r} cannot be loaded: {error}") from error
+    except TypeError as error:
+        raise LLMGymError(f"scorer {name!r} does not take these options: {error}") from error
+
+
+def _key(episode: Episode) -> tuple[Any, ...]:
+    facts = tuple(episode.example.get("facts") or ())
+    return episode.source, episode.text, episode.finish_reason, episode.reference, facts

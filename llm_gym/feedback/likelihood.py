@@ -1,0 +1,151 @@
+"""Likelihood under a language model: of the text given the source, and of the source given the text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
+from llm_gym.feedback.base import Scorer
+
+PROMPT = "Text:\n{source}\n\nSummary:"
+REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
+BATCH = 16
+FLOOR = -8.0  # nats per token: about what a shuffled text has, and what an empty one gets
+
+
+class LanguageModel:
+    """Mean log-probability of continuations, remembered by text.
+
+    Args:
+        model: Name of a causal language model.
+    """
+
+    def __init__(self, model: str = "smollm2-135m") -> None:
+        self.model = model
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Return for each `(context, text)` the mean natural log-probability of the text's tokens.
+
+        A context is read once for all its texts. Special tokens written out in a text are read as plain characters.
+        """
+        new: dict[str, set[str]] = {}
+        for context, text in pairs:
+            if (context, text) not in self._known:
+                new.setdefault(context, set()).add(text)
+        for context, texts in new.items():
+            ordered = sorted(texts, key=len)
+            for start in range(0, len(ordered), BATCH):
+                batch = ordered[start : start + BATCH]
+                for text, value in zip(batch, self._score(context, batch), strict=True):
+                    self._known[context, text] = value
+        return [self._known[pair] for pair in pairs]
+
+    def _score(self, context: str, texts: list[str]) -> list[float]:
+        import torch
+
+        from llm_gym.models import load_tokenizer, shared_causal_lm
+
+        tokenizer, model = load_tokenizer(self.model), shared_causal_lm(self.model)
+        encode = {"add_special_tokens": False, "split_special_tokens": True}
+        head = tokenizer(context, **encode)["input_ids"]
+        rows = [tokenizer(text, **encode)["input_ids"] for text in texts]
+        if any(not row for row in rows):
+            raise LLMGymError("the likelihood of an empty text is undefined; score it by a rule instead")
+        width = max(map(len, rows))
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        ids = ids.to(model.device)
+        positions = torch.arange(len(head), len(head) + width, device=model.device).expand(len(rows), -1)
+        with torch.no_grad():
+            read = model(torch.tensor([head], device=model.device), use_cache=True, logits_to_keep=1)
+            cache = copy.deepcopy(read.past_key_values)
+            cache.batch_repeat_interleave(len(rows))
+            # Padding is on the right, so causality alone keeps it away from the tokens that count.
+            logits = model(ids, past_key_values=cache, position_ids=positions).logits
+            logits = torch.cat([read.logits.expand(len(rows), -1, -1), logits[:, :-1]], 1).float()
+            chosen = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
+        return [chosen[i, : len(row)].mean().item() for i, row in enumerate(rows)]
+
+
+_models: dict[str, LanguageModel] = {}
+
+
+def language_model(model: str) -> LanguageModel:
+    """Return the process-wide scorer behind a model's name, so that parts of one score share its memory."""
+    return _models.setdefault(model, LanguageModel(model))
+
+
+class _Likelihood(Scorer):
+    """What the likelihood scorers share: a model and a prompt with a place for the source."""
+
+    def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT) -> None:
+        if "{source}" not in prompt:
+            raise LLMGymError(f"prompt={prompt!r} must contain '{{source}}', where the source text goes")
+        self.lm, self.prompt = language_model(model), prompt
+
+    def given_source(self, episodes: Sequence[Episode]) -> list[float]:
+        return self.lm([(self.prompt.replace("{source}", e.source), f" {e.text}") for e in episodes])
+
+    def given_nothing(self, episodes: Sequence[Episode]) -> list[float]:
+        return self.lm([(self.prompt.replace("{source}", ""), f" {e.text}") for e in episodes])
+
+
+class Likelihood(_Likelihood):
+    """Mean log-probability per token of the text given the source, in nats, between `FLOOR` and `ceiling`.
+
+    The ceiling takes away the reward for being more predictable than good prose is, which copying and platitudes
+    are. An empty text gets `FLOOR`.
+    """
+
+    def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT, ceiling: float = 0.0) -> None:
+        super().__init__(model, prompt)
+        self.ceiling = ceiling
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return nats per token."""
+        written = [e for e in episodes if e.text.strip()]
+        values = iter(self.given_source(written))
+        return [float(np.clip(next(values), FLOOR, self.ceiling)) if e.text.strip() else FLOOR for e in episodes]
+
+
+class Grounding(_Likelihood):
+    """How much the source helps to predict the text: log p(text | source) - log p(text), in nats per token.
+
+    The pointwise mutual information of text and source. What could be said of any source gains nothing, what
+    contradicts it loses. Clipped to `[-limit, limit]`; an empty text gets 0.
+    """
+
+    def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT, limit: float = 3.0) -> None:
+        super().__init__(model, prompt)
+        self.limit = limit
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return nats per token."""
+        written = [e for e in episodes if e.text.strip()]
+        gains = (a - b for a, b in zip(self.given_source(written), self.given_nothing(written), strict=True))
+        return [float(np.clip(next(gains), -self.limit, self.limit)) if e.text.strip() else 0.0 for e in episodes]
+
+
+class Coverage(Scorer):
+    """How much the text helps to predict the source: log p(source | text) - log p(source), nats per source token.
+
+    It reads the whole source once for each text, which makes it the dearest of the likelihood scorers.
+    """
+
+    def __init__(self, model: str = "smollm2-135m", prompt: str = REVERSE_PROMPT) -> None:
+        if "{text}" not in prompt:
+            raise LLMGymError(f"prompt={prompt!r} must contain '{{text}}', where the written text goes")
+        self.lm, self.prompt = language_model(model), prompt
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return nats per token of the source."""
+        told: Any = self.lm([(self.prompt.replace("{text}", e.text), e.source) for e in episodes])
+        untold = self.lm([(self.prompt.replace("{text}", ""), e.source) for e in episodes])
+        return [a - b for a, b in zip(told, untold, strict=True)]

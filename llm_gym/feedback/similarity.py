@@ -1,0 +1,63 @@
+"""Similarity of meaning, by sentence embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_gym.episode import Episode
+from llm_gym.feedback.base import Scorer
+
+MAX_TOKENS = 256  # what MiniLM was trained on; the rest of a longer text is not read
+
+
+class Embedder:
+    """Unit sentence embeddings by mean pooling, remembered by text.
+
+    Args:
+        model: Name of an embedding model.
+    """
+
+    def __init__(self, model: str = "minilm-l6") -> None:
+        self.model = model
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 `(len(texts), D)`; an empty text is the zero vector."""
+        new = sorted({text for text in texts if text.strip() and text not in self._known}, key=len)
+        for start in range(0, len(new), 32):
+            batch = new[start : start + 32]
+            self._known.update(zip(batch, self._embed(batch), strict=True))
+        width = len(next(iter(self._known.values()))) if self._known else 1
+        return np.stack([self._known[t] if t.strip() else np.zeros(width, np.float32) for t in texts])
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        import torch
+
+        from llm_gym.models import shared_encoder
+
+        tokenizer, model = shared_encoder(self.model)
+        batch: Any = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        batch = batch.to(model.device)
+        with torch.no_grad():
+            hidden = model(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"][..., None].float()
+        pooled = (hidden * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+
+
+class Similarity(Scorer):
+    """Cosine between the embeddings of the text and of the source, -1 to 1; 0 for an empty text.
+
+    Alone it is hacked by copying (see `docs/feedback.md`).
+    """
+
+    def __init__(self, model: str = "minilm-l6") -> None:
+        self.embedder = Embedder(model)
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the cosines."""
+        texts, sources = self.embedder([e.text for e in episodes]), self.embedder([e.source for e in episodes])
+        return (texts * sources).sum(1).tolist()

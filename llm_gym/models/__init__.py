@@ -1,0 +1,1 @@
+"""Models by name: a small catalogue that needs no hub, hub ids, and local folders."""
