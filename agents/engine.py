@@ -96,6 +96,7 @@ class Engine:
         common = np.where(differs.any(1), differs.argmax(1), width)
         kept = np.minimum(np.minimum(common, self._read[:n]), lengths - 1)
         self._ids[:n, :width] = ids
+        self._read[:n] = kept  # should the pass be broken off, no more than this stands
         self._prefill(kept, lengths - 1)
         last = lengths[:, None] - 1
         hidden = self._run(np.arange(n), np.take_along_axis(ids, last, 1), last, whole=True)[:, 0]

@@ -19,7 +19,7 @@ def kl_k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     Schulman 2020, "Approximating KL divergence".
     """
     log_ratio = reference - log_probs
-    return log_ratio.exp() - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio  # not exp() - 1, which rounding makes negative near zero
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:

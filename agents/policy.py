@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -81,12 +82,13 @@ class LLMPolicy(ActorCriticPolicy):
         self._generator: torch.Generator | None = None
         self._engines: dict[str, Engine] = {}
         self._weights: tuple[Any, ...] = ()
-        self._watch_optimizers(trainable)
+        self._watched = {id(p) for p in trainable}
+        _policies.add(self)
 
     # ---------------------------------------------------------------- the model
 
     def _build_model(self) -> None:
-        from llm_gym.models import load_causal_lm
+        from llm_gym.models.load import load_causal_lm
 
         causal = load_causal_lm(self.model_name, device="cpu")
         if causal.config.vocab_size < self.actions:
@@ -106,17 +108,19 @@ class LLMPolicy(ActorCriticPolicy):
             return causal
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        from llm_gym.models import hub_id
+        from llm_gym.models.load import hub_id
 
         if self.adapter is not None:
-            return PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
+            with _quiet_peft():
+                return PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
         config = LoraConfig(
             r=self.lora,  # type: ignore[arg-type]
             lora_alpha=2 * self.lora,  # type: ignore[operator]
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        lm = get_peft_model(causal, config)
+        with _quiet_peft():
+            lm = get_peft_model(causal, config)
         # What is saved must name the public model, not a folder of this machine.
         lm.peft_config["default"].base_model_name_or_path = hub_id(self.model_name)
         return lm
@@ -201,19 +205,6 @@ class LLMPolicy(ActorCriticPolicy):
         versions = sum(p._version for p in self.parameters())
         layer = self._lora_layers[0] if self._lora_layers else None
         return versions, layer and (layer.disable_adapters, tuple(layer.active_adapters))
-
-    def _watch_optimizers(self, trainable: list[nn.Parameter]) -> None:
-        """Drop caches after a step of any optimiser over these weights: fused ones leave no version behind."""
-        watched, me = {id(p) for p in trainable}, weakref.ref(self)
-
-        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            policy = me()
-            if policy is None:
-                handle.remove()
-            elif any(id(p) in watched for group in optimizer.param_groups for p in group["params"]):
-                policy.forget()
-
-        handle = register_optimizer_step_post_hook(after_step)
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in both modes: the ratio of the first update must be 1."""
@@ -309,7 +300,10 @@ class LLMPolicy(ActorCriticPolicy):
         Raises:
             LLMGymError: Tensors are missing or unknown, as with another rank or model.
         """
-        if strict and (wrong := set(state_dict) ^ set(self.state_dict())):
+        mine = self.state_dict()
+        wrong = set(state_dict) ^ set(mine) if strict else set()
+        wrong |= {name for name in set(state_dict) & set(mine) if state_dict[name].shape != mine[name].shape}
+        if wrong:
             raise LLMGymError(
                 f"{len(wrong)} tensors do not fit this policy (such as {min(wrong)}); "
                 f"was it saved with model={self.model_name!r} and lora={self.lora}?"
@@ -325,7 +319,9 @@ class LLMPolicy(ActorCriticPolicy):
         """
         if not self._lora_layers:
             raise LLMGymError("there is no adapter to save: with lora=None every weight is trained; save the model")
-        self.lm.save_pretrained(str(folder))
+        # The embeddings are never trained; asked to find out itself, PEFT would look for the base model on the hub.
+        self.lm.save_pretrained(str(folder), save_embedding_layers=False)
+        (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty template, and it names a folder of this machine
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -341,8 +337,30 @@ class LLMPolicy(ActorCriticPolicy):
         }
 
 
+_policies: weakref.WeakSet[LLMPolicy] = weakref.WeakSet()
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Drop caches after a step of any optimiser over a policy's weights: fused ones leave no version behind."""
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for policy in list(_policies):
+        if not stepped.isdisjoint(policy._watched):
+            policy.forget()
+
+
+register_optimizer_step_post_hook(_after_step)
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Hold back what PEFT causes transformers to warn about and a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:
-    from llm_gym.models import fingerprint, load_tokenizer
+    from llm_gym.models.load import fingerprint, load_tokenizer
 
     keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
     if not {"input_ids", "roles"} <= keys or not isinstance(action_space, spaces.Discrete):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
 import gymnasium as gym
+
+from llm_gym.errors import LLMGymError
+
+if TYPE_CHECKING:
+    from llm_gym.tasks import Task
 
 ENVIRONMENTS: dict[str, str] = {
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
@@ -21,3 +30,28 @@ def register_environments() -> None:
             vector_entry_point="llm_gym.envs.vector_env:TextVectorEnv",
             kwargs={"task": task},
         )
+
+
+def find_task(env_id: str) -> Task:
+    """Return the task behind a registered text environment; `module:id` imports the module first.
+
+    Raises:
+        LLMGymError: The id is unknown, or is no text environment.
+    """
+    from llm_gym.tasks import load_task
+
+    module, _, name = env_id.rpartition(":")
+    if not module and name not in gym.registry:
+        near = difflib.get_close_matches(name, ENVIRONMENTS, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(ENVIRONMENTS)}"
+        raise LLMGymError(f"unknown environment {env_id!r}: {hint}")
+    try:
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)
+    except (ImportError, gym.error.Error) as error:
+        what = " ".join(str(error).split())
+        raise LLMGymError(f"unknown environment {env_id!r} ({what}); expected 'module:Name-v0'") from error
+    if "task" not in spec.kwargs:
+        raise LLMGymError(f"{env_id!r} is no text environment; known are {', '.join(ENVIRONMENTS)}")
+    return load_task(spec.kwargs["task"])

@@ -60,7 +60,7 @@ class PromptBuilder:
         low, high = 0, len(ends) - 1  # the largest number of words that fits lies in [low, high]
         if (bare := len(self._encode(""))) > self.max_tokens:
             raise LLMGymError(
-                f"max_prompt_tokens={self.max_tokens} is too small: the prompt takes {bare} tokens without any source text"
+                f"max_prompt_tokens={self.max_tokens} is too small: the prompt takes {bare} tokens without a source"
             )
         while low < high:
             middle = (low + high + 1) // 2

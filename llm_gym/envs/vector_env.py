@@ -18,7 +18,7 @@ from llm_gym.envs.render import render_text
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.models import fingerprint, load_tokenizer, stop_ids
+from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
 GIVEN, WRITTEN = 1, 2  # `roles`; 0 is padding
@@ -79,8 +79,8 @@ class TextVectorEnv(VectorEnv):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise LLMGymError(f"render_mode={render_mode!r} is unknown; expected 'ansi', 'human' or None")
         self.render_mode = render_mode
-        self.max_prompt_tokens = _positive("max_prompt_tokens", max_prompt_tokens or self.task.max_prompt_tokens)
-        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens or self.task.max_new_tokens)
+        self.max_prompt_tokens = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
+        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens, self.task.max_new_tokens)
 
         self.feedback = feedbacks.build(self.task.feedback if feedback is None else feedback)
         self.examples = load_examples(data, split, self.task, columns)
@@ -168,12 +168,14 @@ class TextVectorEnv(VectorEnv):
         return mask
 
     def _chosen(self, example: Any) -> list[int | None]:
-        ids = [example] * self.num_envs if example is None or isinstance(example, str) else list(example)
+        ids = list(example) if isinstance(example, list | tuple | np.ndarray) else [example] * self.num_envs
         if len(ids) != self.num_envs:
             raise LLMGymError(f"options['example'] has {len(ids)} ids for {self.num_envs} environments")
         for name in ids:
             if name is not None and name not in self._index:
-                raise LLMGymError(f"example {name!r} is not in this split; it has {', '.join(self.example_ids[:3])}, ...")
+                raise LLMGymError(
+                    f"example {name!r} is not in this split; it has {', '.join(self.example_ids[:3])}, ..."
+                )
         return [None if name is None else self._index[name] for name in ids]
 
     def _begin(self, rows: np.ndarray, chosen: list[int | None] | None = None) -> dict[str, Any]:
@@ -204,9 +206,7 @@ class TextVectorEnv(VectorEnv):
             self._prompts[index] = self._prompt_builder(self.examples[index])
         return self._prompts[index]
 
-    def step(
-        self, actions: Any
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Append one token to each running row.
 
         Args:
@@ -330,7 +330,8 @@ def _final_info(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _positive(name: str, value: int) -> int:
+def _positive(name: str, value: int | None, default: int = 1) -> int:
+    value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise LLMGymError(f"{name}={value!r} must be a positive integer")
     return int(value)

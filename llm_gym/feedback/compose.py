@@ -67,6 +67,9 @@ class Composite:
         if not episodes:
             return []
         columns = {name: scorer(episodes) for name, scorer in self.scorers.items()}
+        for name, values in columns.items():
+            if len(values) != len(episodes):
+                raise LLMGymError(f"scorer {name!r} gave {len(values)} values for {len(episodes)} episodes; mend it")
         scores = []
         for i, episode in enumerate(episodes):
             parts = {name: round(float(values[i]), 6) for name, values in columns.items()}
@@ -114,7 +117,9 @@ def _parse(text: str) -> dict[str, Any]:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise LLMGymError(f"feedback {text!r} is not JSON ({error}); expected e.g. '{{\"likelihood\": 1.0}}'") from error
+        raise LLMGymError(
+            f"feedback {text!r} is not JSON ({error}); expected e.g. '{{\"likelihood\": 1.0}}'"
+        ) from error
 
 
 def _make(name: str, options: dict[str, Any]) -> Scorer:
@@ -124,6 +129,8 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
         raise LLMGymError(f"unknown scorer {name!r}; {hint}")
     module, _, attribute = SCORERS.get(name, name).partition(":")
     options = {key: value for key, value in options.items() if key != "weight"}
+    if not module or not attribute:
+        raise LLMGymError(f"scorer {name!r} cannot be loaded: expected 'package.module:Class'")
     try:
         return getattr(importlib.import_module(module), attribute)(**options)
     except (ImportError, AttributeError) as error:

@@ -15,6 +15,7 @@ from llm_gym.feedback.base import Scorer
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
 BATCH = 16
+REMEMBERED = 50_000  # values kept
 FLOOR = -8.0  # nats per token: about what a shuffled text has, and what an empty one gets
 
 
@@ -44,14 +45,17 @@ class LanguageModel:
                 batch = ordered[start : start + BATCH]
                 for text, value in zip(batch, self._score(context, batch), strict=True):
                     self._known[context, text] = value
-        return [self._known[pair] for pair in pairs]
+        values = [self._known[pair] for pair in pairs]
+        while len(self._known) > REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+        return values
 
     def _score(self, context: str, texts: list[str]) -> list[float]:
         import torch
 
-        from llm_gym.models import load_tokenizer, shared_causal_lm
+        from llm_gym.models.load import load_tokenizer, shared_causal_lm
 
-        tokenizer, model = load_tokenizer(self.model), shared_causal_lm(self.model)
+        tokenizer, model = load_tokenizer(self.model), shared_causal_lm(self.model, dtype="float32")
         encode = {"add_special_tokens": False, "split_special_tokens": True}
         head = tokenizer(context, **encode)["input_ids"]
         rows = [tokenizer(text, **encode)["input_ids"] for text in texts]
@@ -88,6 +92,8 @@ class _Likelihood(Scorer):
     def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT) -> None:
         if "{source}" not in prompt:
             raise LLMGymError(f"prompt={prompt!r} must contain '{{source}}', where the source text goes")
+        if not prompt.replace("{source}", "").strip():
+            raise LLMGymError(f"prompt={prompt!r} must say something besides '{{source}}', e.g. {PROMPT!r}")
         self.lm, self.prompt = language_model(model), prompt
 
     def given_source(self, episodes: Sequence[Episode]) -> list[float]:
@@ -142,6 +148,8 @@ class Coverage(Scorer):
     def __init__(self, model: str = "smollm2-135m", prompt: str = REVERSE_PROMPT) -> None:
         if "{text}" not in prompt:
             raise LLMGymError(f"prompt={prompt!r} must contain '{{text}}', where the written text goes")
+        if not prompt.replace("{text}", "").strip():
+            raise LLMGymError(f"prompt={prompt!r} must say something besides '{{text}}', e.g. {REVERSE_PROMPT!r}")
         self.lm, self.prompt = language_model(model), prompt
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:

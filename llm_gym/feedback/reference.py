@@ -38,7 +38,7 @@ def key_facts(episode: Episode) -> list[set[str]]:
     """Return the words of each key fact: the row's `facts`, or else each content word of the reference."""
     facts = episode.example.get("facts")
     if facts:
-        return [set(words(fact)) for fact in facts]
+        return [found for fact in facts if (found := set(words(fact)))]
     return [{word} for word in dict.fromkeys(words(episode.reference or "")) if word not in FUNCTION_WORDS]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 
 
@@ -36,6 +37,20 @@ def copied_share(text: str, source: str, run: int = 4) -> float:
     return sum(copied) / len(found) if found else 0.0
 
 
+def copied_sequences(text: str, source: str, size: int = 4) -> int:
+    """Return how many of the `size`-word sequences of `text` stand in `source`.
+
+    Unlike the copied share it grows with the length of each copied run, so that one turn of phrase in common costs
+    little and a copied sentence much, and no further sentence dilutes it.
+
+    >>> copied_sequences("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
+    1
+    """
+    found, read = words(text), words(source)
+    known = {tuple(read[i : i + size]) for i in range(len(read) - size + 1)}
+    return sum(tuple(found[i : i + size]) in known for i in range(len(found) - size + 1))
+
+
 def repeated_share(text: str, size: int = 3) -> float:
     """Return the share of the `size`-word sequences of `text` that occurred before in it.
 
@@ -48,14 +63,14 @@ def repeated_share(text: str, size: int = 3) -> float:
 
 
 class Copying(Scorer):
-    """Copied share beyond what is allowed, 0 to 1: the words in runs of `run` or more taken from the source."""
+    """Number of word sequences of length `size` copied from the source."""
 
-    def __init__(self, run: int = 4, allowed: float = 0.0) -> None:
-        self.run, self.allowed = run, allowed
+    def __init__(self, size: int = 4) -> None:
+        self.size = _positive("size", size)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return the excess of the copied share, 0 to 1."""
-        return [max(0.0, copied_share(e.text, e.source, self.run) - self.allowed) for e in episodes]
+        """Return the counts."""
+        return [float(copied_sequences(e.text, e.source, self.size)) for e in episodes]
 
 
 class Repetition(Scorer):
@@ -70,7 +85,7 @@ class Brevity(Scorer):
     """How far the text falls short of `words` words, 0 (long enough) to 1 (empty)."""
 
     def __init__(self, words: int = 12) -> None:
-        self.words = words
+        self.words = _positive("words", words)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the missing share."""
@@ -93,3 +108,9 @@ class Length(Scorer):
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the number of words."""
         return [float(len(words(e.text))) for e in episodes]
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise LLMGymError(f"{name}={value!r} must be a positive integer")
+    return value

@@ -36,10 +36,13 @@ class Embedder:
     def _embed(self, texts: list[str]) -> np.ndarray:
         import torch
 
-        from llm_gym.models import shared_encoder
+        from llm_gym.models.load import load_tokenizer, shared_encoder
 
-        tokenizer, model = shared_encoder(self.model)
-        batch: Any = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        tokenizer, model = load_tokenizer(self.model), shared_encoder(self.model)
+        plain = {"split_special_tokens": True}  # "[SEP]" written out in a text is no special token
+        batch: Any = tokenizer(
+            texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt", **plain
+        )
         batch = batch.to(model.device)
         with torch.no_grad():
             hidden = model(**batch).last_hidden_state.float()

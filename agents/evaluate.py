@@ -1,0 +1,208 @@
+"""Evaluating a policy: which one, on which documents, and what it wrote there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+
+from agents.policy import LLMPolicy
+from agents.rollout import play
+from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
+from llm_gym.feedback import Composite, Score, build
+from llm_gym.feedback.rules import copied_share, words
+from llm_gym.models.load import load_tokenizer, pick_device
+from llm_gym.registration import find_task
+
+HELD_OUT = 48  # documents of a report: few enough to write in a minute, enough for an interval
+CONFIG, ADAPTER = "config.json", "adapter"
+RUN_FORMAT = 1
+"""Value of `llm_gym_run` in a run's config; its presence tells a run folder from a model's."""
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Where a policy comes from.
+
+    Attributes:
+        model: Name of the base model; a local folder as an absolute path.
+        adapter: Folder of the adapter on it, or None.
+        config: The config of the run that it comes from, or None.
+    """
+
+    model: str
+    adapter: str | None = None
+    config: dict[str, Any] | None = None
+
+
+def find_policy(name: str) -> PolicySource:
+    """Return what `name` stands for: a run folder, a model folder, or a model's name.
+
+    Raises:
+        LLMGymError: A run folder without an adapter, or written by another version.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return PolicySource(name)
+    config = _read_json(folder / CONFIG)
+    if not isinstance(config, dict) or "llm_gym_run" not in config:
+        if (folder / "metrics.jsonl").exists():
+            raise LLMGymError(f"the run in {folder} has no {CONFIG} that can be read; train again with another --out")
+        return PolicySource(str(folder.absolute()))
+    if config["llm_gym_run"] != RUN_FORMAT:
+        raise LLMGymError(f"{folder} was written by another version of llm_gym; train again, or use that version")
+    if not (folder / ADAPTER / "adapter_config.json").is_file():
+        raise LLMGymError(f"the run in {folder} has no adapter: it did not finish; train again with another --out")
+    return PolicySource(config["policy"]["model"], str((folder / ADAPTER).absolute()), config)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def environment_arguments(
+    env_id: str,
+    source: PolicySource,
+    data: str | None = None,
+    columns: dict[str, str] | None = None,
+    feedback: str | dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the environment's arguments, complete and JSON: those of the source's run, changed by what is given.
+
+    Args:
+        env_id: The environment.
+        source: Whose tokenizer it is to speak.
+        data: File of examples.
+        columns: The task's column names mapped to the file's.
+        feedback: Spec of the training feedback.
+
+    Raises:
+        LLMGymError: An unknown environment, model or scorer.
+    """
+    task = find_task(env_id)
+    run = source.config if source.config and source.config["env"] == env_id else None
+    arguments: dict[str, Any] = {"data": None, "columns": None, "feedback": task.feedback}
+    arguments.update(run["env_kwargs"] if run else {})
+    if data is not None:
+        arguments.update(data=str(Path(data).absolute()), columns=None)
+    if columns:
+        arguments["columns"] = dict(columns)
+    arguments["feedback"] = build(arguments["feedback"] if feedback is None else feedback).spec
+    arguments["tokenizer"] = source.model
+    arguments["template"] = "chat" if load_tokenizer(source.model).chat_template else "plain"
+    return arguments
+
+
+def make_envs(env_id: str, num_envs: int, split: str, arguments: dict[str, Any]) -> Any:
+    """Return a text vector environment without autoreset, as `play` needs it."""
+    envs = gym.make_vec(
+        env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED.value, split=split, **arguments
+    )
+    return envs.unwrapped
+
+
+def load_policy(source: PolicySource, envs: Any) -> LLMPolicy:
+    """Return the policy on the best device, ready to write in `envs`."""
+    policy = LLMPolicy(
+        envs.single_observation_space,
+        envs.single_action_space,
+        lambda _: 0.0,
+        model=source.model,
+        lora=None,
+        adapter=source.adapter,
+    )
+    return policy.to(pick_device("auto"))
+
+
+def held_out(ids: Sequence[str], count: int = HELD_OUT) -> list[str]:
+    """Return at most `count` of `ids`, evenly spaced: the same ones each time.
+
+    >>> held_out(["a", "b", "c", "d", "e"], 3)
+    ['a', 'c', 'e']
+    """
+    places = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
+    return [ids[place] for place in places]
+
+
+@dataclass
+class Evaluation:
+    """What a policy wrote for some documents, and how it was judged.
+
+    Attributes:
+        episodes: One a document, scored by the training feedback.
+        judged: The second judge's scores, None where a document has no reference or no judge was asked.
+    """
+
+    episodes: list[Episode]
+    judged: list[Score | None]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return every measure, float64 `(documents,)`, NaN where it does not apply.
+
+        Keys are `feedback`, `feedback/<part>`, `judge`, `judge/<part>`, `copied_share` and `words`.
+        """
+        measures: dict[str, list[float]] = {"feedback": [float(e.reward or 0.0) for e in self.episodes]}
+        for name in self.episodes[0].parts:
+            measures[f"feedback/{name}"] = [e.parts[name] for e in self.episodes]
+        first = next((score for score in self.judged if score is not None), None)
+        if first is not None:
+            measures["judge"] = [np.nan if s is None else s.value for s in self.judged]
+            for name in first.parts:
+                measures[f"judge/{name}"] = [np.nan if s is None else s.parts[name] for s in self.judged]
+        measures["copied_share"] = [copied_share(e.text, e.source) for e in self.episodes]
+        measures["words"] = [float(len(words(e.text))) for e in self.episodes]
+        return {name: np.asarray(values, np.float64) for name, values in measures.items()}
+
+
+def evaluate(
+    policy: LLMPolicy,
+    envs: Any,
+    ids: Sequence[str],
+    deterministic: bool = False,
+    seed: int = 0,
+    judge: Composite | None = None,
+) -> Evaluation:
+    """Let the policy write a text for each document and have it judged.
+
+    Args:
+        policy: Who writes; its own random numbers are left as they were.
+        envs: From `make_envs`; its feedback is the training feedback.
+        ids: The documents.
+        deterministic: Take the likeliest token each time.
+        seed: Of sampling.
+        judge: The second judge; it reads only documents that have a reference.
+
+    Returns:
+        The episodes in the order of `ids`, with their scores.
+    """
+    with _sampling_from(policy, seed):
+        episodes = play(policy, envs, ids, deterministic) or []
+    judged: list[Score | None] = [None] * len(episodes)
+    places = [i for i, episode in enumerate(episodes) if episode.reference] if judge is not None else []
+    if judge is not None and places:
+        for place, score in zip(places, judge([episodes[i] for i in places]), strict=True):
+            judged[place] = score
+    return Evaluation(episodes, judged)
+
+
+@contextmanager
+def _sampling_from(policy: LLMPolicy, seed: int) -> Iterator[None]:
+    """Sample from `seed` inside the block, so that measuring does not change what training draws."""
+    kept = policy._generator
+    policy._generator = torch.Generator(policy.device).manual_seed(seed)
+    try:
+        yield
+    finally:
+        policy._generator = kept

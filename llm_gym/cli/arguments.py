@@ -1,0 +1,111 @@
+"""What the command line takes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, NoReturn
+
+from llm_gym.cli import commands as run
+from llm_gym.errors import LLMGymError
+
+DEFAULT_POLICY = "smollm2-135m"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LLMGymError(f"{message}; see '{self.prog} --help'")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; the function of the command is in `command`."""
+    parser = _Parser(prog="llm-gym", description="Language tasks as Gymnasium environments.", allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    _command(commands, "list", run.list_command, "show environments, models and scorers")
+
+    fetching = _command(commands, "fetch", run.fetch_command, "download models ahead of time")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue (default: all)")
+
+    training = _command(commands, "train", run.train_command, "train a policy and report on it")
+    _environment(training)
+    training.add_argument("--algo", choices=("grpo", "ppo", "a2c"), default="grpo", help="default: grpo")
+    training.add_argument(
+        "--policy", default=DEFAULT_POLICY, metavar="NAME|FOLDER", help="model name, model folder or run folder"
+    )
+    length = training.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive(int), metavar="N", help="training updates")
+    length.add_argument("--minutes", type=_positive(float), metavar="M", help="minutes of training (default: 10)")
+    training.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
+
+    evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")
+    _environment(evaluating)
+    evaluating.add_argument("--policy", default=DEFAULT_POLICY, metavar="NAME|RUN", help="model name or run folder")
+    evaluating.add_argument("-n", type=_positive(int), metavar="N", help="documents (default: 48)")
+    evaluating.add_argument("--seed", type=_seed, default=0, help="of sampling (default: 0)")
+    mode = evaluating.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
+    mode.add_argument("--sample", action="store_true", help="sample, as in training (default)")
+    evaluating.add_argument("--split", choices=("train", "validation", "test", "all"), default="test")
+
+    scoring = _command(commands, "score", run.score_command, "score texts that exist already")
+    _environment(scoring, data=False)
+    scoring.add_argument(
+        "--input", required=True, metavar="FILE", help="rows with the task's columns and the 'text' to be scored"
+    )
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _environment(parser: argparse.ArgumentParser, data: bool = True) -> None:
+    parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0")
+    if data:
+        parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        action="extend",
+        type=_column,
+        default=[],
+        metavar="A=B",
+        help="the task's column A is the file's column B",
+    )
+    parser.add_argument("--feedback", metavar="SPEC", help="a scorer's name, or JSON of names and weights")
+
+
+def _positive(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        value = _number(kind, text)
+        if value is None or not math.isfinite(value) or value <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a positive {'integer' if kind is int else 'number'}")
+        return value
+
+    return parse
+
+
+def _seed(text: str) -> int:
+    value = _number(int, text)
+    if value is None or not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2**32 - 1")
+    return value
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if not (name and equals and column):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form A=B, such as document=dialogue")
+    return name, column

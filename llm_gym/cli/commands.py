@@ -1,0 +1,219 @@
+"""What each command does: thin, the work is in `llm_gym` and `agents`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from llm_gym.errors import LLMGymError
+from llm_gym.registration import ENVIRONMENTS, find_task
+
+BATCH = 64  # rows scored in one call
+
+
+def list_command(arguments: argparse.Namespace) -> None:
+    """Show environments, models and scorers; loads no model library."""
+    from llm_gym.feedback import SCORERS
+    from llm_gym.models.catalogue import CATALOGUE
+    from llm_gym.models.fetch import is_fetched
+
+    tables: dict[str, list[dict[str, Any]]] = {
+        "environments": [{"id": name, "what": _summary(path)} for name, path in ENVIRONMENTS.items()],
+        "models": [
+            {"name": c.name, "kind": c.kind, "hub_id": c.hub_id, "licence": c.licence, "fetched": is_fetched(c.name)}
+            for c in CATALOGUE.values()
+        ],
+        "scorers": [{"name": name, "what": _summary(path)} for name, path in SCORERS.items()],
+    }
+    if arguments.json:
+        _print_json(tables)
+        return
+    for title, rows in tables.items():
+        _print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _summary(path: str) -> str:
+    """Return the first line of the docstring of `module:name`."""
+    module, _, name = path.partition(":")
+    return (inspect.getdoc(getattr(importlib.import_module(module), name)) or "").partition("\n")[0]
+
+
+def fetch_command(arguments: argparse.Namespace) -> None:
+    """Make models ready on this machine."""
+    from llm_gym.models.catalogue import CATALOGUE
+    from llm_gym.models.fetch import fetch
+
+    rows = [{"name": name, "path": str(fetch(name))} for name in arguments.names or CATALOGUE]
+    if arguments.json:
+        _print_json({"models": rows})
+    else:
+        for row in rows:
+            print(f"{row['name']}: {row['path']}")
+
+
+def train_command(arguments: argparse.Namespace) -> None:
+    """Train a policy and print what changed."""
+    find_task(arguments.id)  # a slip in the name is told at once
+    from agents.report import changes_table, documents_table
+    from agents.training import TrainArguments, train
+
+    run = train(
+        TrainArguments(
+            env=arguments.id,
+            algo=arguments.algo,
+            policy=arguments.policy,
+            data=arguments.data,
+            columns=dict(arguments.columns),
+            feedback=arguments.feedback,
+            steps=arguments.steps,
+            minutes=arguments.minutes,
+            seed=arguments.seed,
+            out=arguments.out,
+        )
+    )
+    curve = run.folder / "curve.png"
+    if arguments.json:
+        _print_json({**run.report, "run": str(run.folder), "curve": str(curve)})
+        return
+    console = _console()
+    console.print(documents_table(run.report, run.sources))
+    console.print(changes_table(run.report))
+    for line in (*run.report["notes"], f"run folder      {run.folder}", f"learning curve  {curve}"):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def evaluate_command(arguments: argparse.Namespace) -> None:
+    """Let a policy write texts, and print each with its score, and the mean."""
+    task = find_task(arguments.id)
+    from agents import evaluate as evaluation
+    from llm_gym.data import load_examples
+
+    source = evaluation.find_policy(arguments.policy)
+    env_kwargs = evaluation.environment_arguments(
+        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback
+    )
+    examples = load_examples(env_kwargs["data"], arguments.split, task, env_kwargs["columns"])
+    ids = evaluation.held_out([example["id"] for example in examples], arguments.n or evaluation.HELD_OUT)
+    envs = evaluation.make_envs(arguments.id, min(len(ids), evaluation.HELD_OUT), arguments.split, env_kwargs)
+    policy = evaluation.load_policy(source, envs)
+    result = evaluation.evaluate(policy, envs, ids, arguments.greedy, arguments.seed)
+    items = [
+        {"id": e.example["id"], "text": e.text, "score": e.reward, "parts": e.parts, "finish_reason": e.finish_reason}
+        for e in result.episodes
+    ]
+    facts = {
+        "env": arguments.id,
+        "policy": arguments.policy,
+        "split": arguments.split,
+        "mode": "greedy" if arguments.greedy else "sample",
+        "seed": arguments.seed,
+        "feedback": env_kwargs["feedback"],
+    }
+    _print_scores(arguments, facts, items, result.columns())
+
+
+def _print_scores(
+    arguments: argparse.Namespace, facts: dict[str, Any], items: list[dict[str, Any]], columns: dict[str, Any]
+) -> None:
+    from agents.report import interval
+
+    means = {}
+    for name, values in columns.items():
+        low, high = interval(values)
+        known = math.isfinite(low)
+        means[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}
+    if arguments.json:
+        _print_json({**facts, "documents": len(items), **means.pop("feedback"), "measures": means, "items": items})
+        return
+    _print_items(items)
+    rows = [
+        [_label(name), f"{row['mean']:.3f}", "" if row["low"] is None else _span(row)] for name, row in means.items()
+    ]
+    _print_table(f"over {len(items)} documents", ["", "mean", "95 % interval"], rows)
+
+
+def _label(measure: str) -> str:
+    return "score" if measure == "feedback" else measure.replace("feedback/", "  ").replace("_", " ")
+
+
+def _span(row: dict[str, Any]) -> str:
+    return f"[{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def score_command(arguments: argparse.Namespace) -> None:
+    """Score texts that exist already, in order; nothing is printed unless all could be scored."""
+    from llm_gym.data import read_examples
+    from llm_gym.feedback import build
+
+    task = find_task(arguments.id)
+    feedback = build(task.feedback if arguments.feedback is None else arguments.feedback)
+    columns = dict(arguments.columns)
+    text_column = columns.pop("text", "text")
+    rows = read_examples(arguments.input, task, columns)
+    episodes = []
+    for row in rows:
+        text = row.raw.get(text_column)
+        if not isinstance(text, str):
+            state = "missing" if text is None else f"no string but {json.dumps(text, default=str)[:40]}"
+            raise LLMGymError(
+                f"{arguments.input}:{row.number}: column {text_column!r} is {state}; "
+                "every row needs the text to be scored (another column with --columns text=NAME)"
+            )
+        episodes.append(task.episode(row.example, text, finish_reason="stop"))
+    scores = [score for start in range(0, len(episodes), BATCH) for score in feedback(episodes[start : start + BATCH])]
+    items = [
+        {"id": e.example["id"], "score": score.value, "parts": score.parts}
+        for e, score in zip(episodes, scores, strict=True)
+    ]
+    if arguments.json:
+        for item in items:
+            _print_json(item)
+        return
+    _print_items([{**item, "text": e.text} for item, e in zip(items, episodes, strict=True)])
+    print(f"mean of {len(items)} rows: {sum(score.value for score in scores) / len(scores):.3f}")
+
+
+# -------------------------------------------------------------------- printing
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _print_items(items: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            item["id"],
+            item["text"],
+            f"{item['score']:.3f}",
+            " ".join(f"{name}={value:.3f}" for name, value in item["parts"].items()),
+        ]
+        for item in items
+    ]
+    _print_table("texts", ["id", "text", "score", "parts"], rows)
+
+
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        cells = {True: "yes", False: "no"}
+        table.add_row(*[Text(cells[cell] if isinstance(cell, bool) else str(cell)) for cell in row])
+    _console().print(table)

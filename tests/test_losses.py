@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.losses import clipped_surrogate, group_advantages, kl_k3
+
+LOG2 = math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "loss", "slope"),
+    [
+        (0.0, 3.0, -3.0, -3.0),  # ratio 1: the plain policy gradient
+        (LOG2, 1.0, -1.2, 0.0),  # twice as likely and good: clipped, no further push
+        (LOG2, -1.0, 2.0, 2.0),  # twice as likely and bad: not clipped
+        (-LOG2, 1.0, -0.5, -0.5),  # half as likely and good: not clipped
+        (-LOG2, -1.0, 0.8, 0.0),  # half as likely and bad: clipped
+    ],
+)
+def test_clipped_surrogate_has_the_values_worked_out_by_hand(
+    log_ratio: float, advantage: float, loss: float, slope: float
+) -> None:
+    old = torch.tensor([-1.5])
+    new = (old + log_ratio).requires_grad_()
+    result = clipped_surrogate(new, old, torch.tensor([advantage]), clip=0.2)
+    result.sum().backward()
+    assert result.item() == pytest.approx(loss, abs=1e-6)
+    assert new.grad.item() == pytest.approx(slope, abs=1e-6)
+
+
+def test_clipped_surrogate_keeps_one_loss_a_token() -> None:
+    old = torch.zeros(4)
+    loss = clipped_surrogate(old, old, torch.tensor([1.0, 2.0, 3.0, 4.0]), clip=0.2)
+    assert loss.tolist() == [-1, -2, -3, -4]
+
+
+def test_kl_k3_has_the_values_worked_out_by_hand() -> None:
+    policy = torch.tensor([-1.0, -1.0, -1.0])
+    reference = policy + torch.tensor([0.0, LOG2, -LOG2])
+    expected = [0.0, 2 - 1 - LOG2, 0.5 - 1 + LOG2]
+    assert kl_k3(policy, reference).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.floats(-20, 0, width=32), st.floats(-20, 0, width=32))
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+def test_kl_k3_is_never_negative_and_zero_only_when_equal(left: float, right: float) -> None:
+    value = kl_k3(torch.tensor([left]), torch.tensor([right])).item()
+    assert value >= 0 or value > -1e-7 * abs(left - right)  # but for rounding
+    if abs(left - right) > 1e-3:
+        assert value > 0
+    if left == right:
+        assert value == 0
+
+
+def test_kl_k3_is_an_unbiased_estimate() -> None:
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    expectation = (p * kl_k3(p.log(), q.log())).sum()
+    torch.testing.assert_close(expectation, (p * (p / q).log()).sum())
+
+
+def test_group_advantages_have_the_values_worked_out_by_hand() -> None:
+    advantages = group_advantages(torch.tensor([1.0, 3.0, 10.0, 10.0, 0.0, -4.0]), group_size=2)
+    # standard deviations are sqrt(2), 0 and sqrt(8)
+    assert advantages.tolist() == pytest.approx([-0.7070, 0.7070, 0, 0, 0.7071, -0.7071], abs=1e-4)
+
+
+def test_group_advantages_of_equal_rewards_are_exactly_zero() -> None:
+    assert group_advantages(torch.full((8,), -0.7), group_size=4).tolist() == [0.0] * 8
+
+
+def test_group_advantages_do_not_mix_groups() -> None:
+    first = torch.tensor([1.0, 2.0, 3.0])
+    alone = group_advantages(first, 3)
+    beside = group_advantages(torch.cat([first, torch.tensor([100.0, 0.0, 7.0])]), 3)[:3]
+    assert torch.equal(alone, beside)
+    torch.testing.assert_close(group_advantages(first + 50, 3), alone)  # only differences count

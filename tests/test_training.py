@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_task
+
+from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs
+from agents.progress import Progress, line
+from agents.recorder import Limit
+from agents.training import TrainArguments, train
+from llm_gym.errors import LLMGymError
+
+ENV = "tiny_task:TinySummary-v0"
+FILES = "adapter config.json curve.png metrics.jsonl report.json report.md samples.jsonl tensorboard".split()
+
+
+def documents(path: Path, references: bool) -> str:
+    rows = []
+    for i in range(24):
+        row = {"id": f"doc-{i}", "document": f"The council met {i} times on Tuesday to talk about bridge {i}."}
+        rows.append({**row, "summary": f"The council discussed bridge {i}."} if references else row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return documents(tmp_path_factory.mktemp("data") / "docs.jsonl", references=True)
+
+
+def run(tmp_path: Path, tiny_model: str, data: str, **changes: Any) -> Any:
+    asked = {"env": ENV, "policy": tiny_model, "data": data, "steps": 2, "out": str(tmp_path / "run"), **changes}
+    return train(TrainArguments(**asked))
+
+
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, data: str) -> Any:
+    return run(tmp_path_factory.mktemp("grpo"), tiny_model, data)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_every_file_and_nothing_else(grpo: Any) -> None:
+    assert sorted(path.name for path in grpo.folder.iterdir()) == FILES
+    assert any(path.name.startswith("events.out") for path in (grpo.folder / "tensorboard").iterdir())
+    assert (grpo.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "| training feedback |" in (grpo.folder / "report.md").read_text()
+
+
+def test_metrics_have_a_line_an_update_with_reward_parts_kl_length_and_copying(grpo: Any) -> None:
+    rows = lines(grpo.folder / "metrics.jsonl")
+    assert [row["update"] for row in rows] == [1, 2]
+    for row in rows:
+        assert set(row["parts"]) == {"brevity", "repetition"}
+        assert row["episodes"] == 32 and 0 < row["tokens"] <= 12 and row["tokens_per_second"] > 0
+        assert row["reward"] == pytest.approx(-row["parts"]["brevity"] - 0.5 * row["parts"]["repetition"], abs=1e-4)
+        assert row["kl"] == row["train"]["kl"] >= 0 and 0 <= row["copied_share"] <= 1
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 0
+    assert rows[1]["tokens_total"] == sum(round(row["tokens"] * 32) for row in rows)
+
+
+def test_samples_follow_the_same_texts_over_time(grpo: Any) -> None:
+    rows = lines(grpo.folder / "samples.jsonl")
+    assert [row["update"] for row in rows] == [0, 0, 2, 2]  # a tenth of 24 documents is for validation
+    assert rows[0]["id"] == rows[2]["id"] and set(rows[0]) == {"update", "id", "text", "score", "parts"}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+def test_the_adapter_loads_with_peft_and_names_no_folder_of_a_cache(grpo: Any, tiny_model: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from llm_gym.models.load import hub_id
+
+    config = json.loads((grpo.folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == hub_id(tiny_model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), grpo.folder / "adapter")
+    moved = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert moved and any(bool(p.abs().max() > 0) for p in moved)
+
+
+def test_the_config_rebuilds_environment_and_policy_and_the_report_is_met_again(grpo: Any) -> None:
+    source = find_policy(str(grpo.folder))
+    arguments = environment_arguments(ENV, source)
+    texts = grpo.report["texts"]
+    envs = make_envs(ENV, len(texts), "test", arguments)
+    again = evaluate(load_policy(source, envs), envs, [text["id"] for text in texts], seed=0)
+    assert [e.text for e in again.episodes] == [text["after"] for text in texts]
+    assert [e.reward for e in again.episodes] == [text["score_after"] for text in texts]
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(
+    grpo: Any, tmp_path: Path, tiny_model: str, data: str
+) -> None:
+    same = run(tmp_path / "same", tiny_model, data)
+    other = run(tmp_path / "other", tiny_model, data, seed=1)
+    assert untimed(same) == untimed(grpo) != untimed(other)
+    assert same.report["texts"] == grpo.report["texts"]
+    assert same.report["sampled"] == grpo.report["sampled"]
+
+
+def untimed(run: Any) -> list[dict[str, Any]]:
+    timings = {"seconds", "elapsed", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in timings} for row in lines(run.folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_stock_algorithms_make_the_same_run(tmp_path: Path, tiny_model: str, data: str, algo: str) -> None:
+    done = run(tmp_path, tiny_model, data, algo=algo)
+    assert sorted(path.name for path in done.folder.iterdir()) == FILES
+    rows = lines(done.folder / "metrics.jsonl")
+    assert len(rows) == 2 and all(row["kl"] is None and row["episodes"] >= 16 for row in rows)
+    assert all("value_loss" in row["train"] for row in rows)
+    assert rows[-1]["tokens_total"] == done.report["tokens"] == 2 * 16 * 12
+    assert "KL to the start -" in line(rows[0], "2 updates", 1.0)
+
+
+def test_the_second_judge_reads_the_reference_and_training_does_not(grpo: Any) -> None:
+    measures = {change["measure"] for change in grpo.report["sampled"]}
+    assert {"judge", "judge/chrf", "judge/key_facts", "copied_share", "words"} <= measures
+    assert set(grpo.report["feedback"]) == {"brevity", "repetition"} and grpo.report["notes"] == []
+
+
+def test_without_references_the_report_says_so(tmp_path: Path, tiny_model: str) -> None:
+    done = run(tmp_path, tiny_model, documents(tmp_path / "bare.jsonl", references=False), steps=1)
+    assert "no reference column" in done.report["notes"][0]
+
+
+def test_a_run_goes_on_from_another_run(grpo: Any, tmp_path: Path, tiny_model: str) -> None:
+    done = run(tmp_path, str(grpo.folder), None, steps=1)  # type: ignore[arg-type]
+    assert [t["before"] for t in done.report["texts"]] == [t["after"] for t in grpo.report["texts"]]
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["policy"]["model"] == tiny_model and config["policy"]["adapter"] == str(grpo.folder / "adapter")
+    assert config["env_kwargs"]["data"] == json.loads((grpo.folder / "config.json").read_text())["env_kwargs"]["data"]
+    base = json.loads((done.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == json.loads((grpo.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_minutes_stop_before_the_update_that_would_overrun(tmp_path: Path, tiny_model: str, data: str) -> None:
+    done = run(tmp_path, tiny_model, data, steps=None, minutes=0.02)
+    rows = lines(done.folder / "metrics.jsonl")
+    assert len(rows) == 1 or rows[-1]["elapsed"] <= 1.2 * 1.3
+
+
+def test_limit_counts_updates_or_expected_seconds() -> None:
+    assert [Limit(2, None).reached(n, 1.0) for n in (0, 1, 2)] == [False, False, True]
+    minute = Limit(None, 1.0)
+    assert not minute.reached(0, 0.0)  # one update is always made
+    assert not minute.reached(5, 50.0) and minute.reached(6, 51.5)
+    assert minute.left(5, 50.0) == 10.0 and Limit(4, None).left(1, 3.0) == 9.0
+    assert Limit(None, None).seconds == 600
+
+
+def test_an_existing_run_is_not_overwritten(grpo: Any, tiny_model: str, data: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in grpo.folder.iterdir()}
+    with pytest.raises(LLMGymError, match="exists already and nothing is overwritten: .* another --out"):
+        run(grpo.folder.parent, tiny_model, data)
+    assert before == {path: path.stat().st_mtime_ns for path in grpo.folder.iterdir()}
+
+
+def test_a_reward_that_is_not_finite_ends_the_run_and_leaves_nothing(
+    tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_task.Broken, "left", 0)
+    with pytest.raises(LLMGymError, match="a reward must be finite"):
+        run(tmp_path, tiny_model, data, feedback="tiny_task:Broken")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_later_keeps_whole_files_and_its_adapter(
+    tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(Progress):
+        def update(self, row: dict[str, Any], goal: str, seconds_left: float | None) -> None:
+            monkeypatch.setattr(tiny_task.Broken, "left", 0)
+
+    asked = TrainArguments(
+        ENV, policy=tiny_model, data=data, steps=3, feedback="tiny_task:Broken", out=str(tmp_path / "run")
+    )
+    with pytest.raises(LLMGymError, match="a reward must be finite"):
+        train(asked, Stopping())
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 1
+    assert find_policy(str(tmp_path / "run")).adapter
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]
+
+
+def test_an_unfinished_run_is_no_policy(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"llm_gym_run": 1, "policy": {"model": "x"}}))
+    with pytest.raises(LLMGymError, match="has no adapter: it did not finish"):
+        find_policy(str(tmp_path))
+
+
+def test_the_panel_of_a_terminal_shows_all_measures(grpo: Any) -> None:
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    progress = Progress(console)
+    progress.begin()
+    for row in lines(grpo.folder / "metrics.jsonl"):
+        progress.update(row, "2 updates", 3599.9)
+    progress.end()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for name in ("reward", "brevity", "KL to the start", "words", "copied share", "tokens/s", "59:59 left of 2"):
+        assert name in shown
