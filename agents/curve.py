@@ -38,23 +38,29 @@ def draw_curve(metrics: Sequence[dict[str, Any]], report: dict[str, Any]) -> byt
 
     figure = Figure(figsize=(12, 6.6), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3)
+    grid = figure.add_gridspec(2, 3)
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    reward, parts, kl, copied, length = over_time = [figure.add_subplot(grid[place]) for place in places]
     figure.suptitle(f"{report['env']} · {report['policy']} · {report['algo'].upper()} · seed {report['seed']}")
-    _line(axes[0, 0], metrics, "reward", "training reward")
-    _parts(axes[0, 1], metrics)
-    _held_out(axes[0, 2], report)
-    _line(axes[1, 0], metrics, "kl", "KL to the start (nats per token)")
-    _line(axes[1, 1], metrics, "copied_share", "copied share")
-    _line(axes[1, 2], metrics, "words", "words")
-    for axis, measure in ((axes[1, 1], "copied_share"), (axes[1, 2], "words")):
-        reference = next(c["reference"] for c in report["sampled"] if c["measure"] == measure)
+    _line(reward, metrics, "reward", "training reward")
+    _parts(parts, metrics)
+    _line(kl, metrics, "kl", f"KL to the {report['kl_to']} (nats per token)")
+    _line(copied, metrics, "copied_share", "copied share")
+    _line(length, metrics, "words", "words")
+    for axis, measure in ((copied, "copied_share"), (length, "words")):
+        reference = next(c["reference"] for c in report["changes"] if c["measure"] == measure)
         if reference is not None:
             axis.axhline(reference, color="0.4", linestyle="--", linewidth=1, label="references")
             axis.legend(frameon=False, fontsize=8)
-    for axis in (*axes[0, :2], *axes[1]):
+    for axis in over_time:
         axis.set_xlabel("update")
         axis.grid(color="0.92")
-    for axis in axes.flat:
+    changes = [change for change in report["changes"] if change["measure"] in JUDGED]
+    # One axis each: the two are measured on different scales.
+    row = grid[0, 2].subgridspec(1, len(changes))
+    for place, change in enumerate(changes):
+        _change(figure.add_subplot(row[place]), change, f"C{place}")
+    for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
@@ -83,17 +89,15 @@ def _parts(axis: Any, metrics: Sequence[dict[str, Any]]) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _held_out(axis: Any, report: dict[str, Any]) -> None:
-    """Draw the changes of training feedback and second judge with their intervals."""
-    changes = [change for change in report["sampled"] if change["measure"] in JUDGED]
-    labels = []
-    for place, change in enumerate(changes):
-        low, high = (change["change"] if end is None else end for end in (change["low"], change["high"]))
-        error = [[max(0.0, change["change"] - low)], [max(0.0, high - change["change"])]]
-        axis.errorbar(place, change["change"], yerr=error, fmt="o", color=f"C{place}", capsize=5, markersize=7)
-        labels.append(f"{change['label']}\n{change['before']:.2f} → {change['after']:.2f}")
+def _change(axis: Any, change: dict[str, Any], color: str) -> None:
+    """Draw a held-out change with its interval."""
+    low, high = (change["change"] if end is None else end for end in (change["low"], change["high"]))
+    error = [[max(0.0, change["change"] - low)], [max(0.0, high - change["change"])]]
+    axis.errorbar(0, change["change"], yerr=error, fmt="o", color=color, capsize=5, markersize=7)
     axis.axhline(0, color="0.4", linewidth=1)
-    axis.set_xticks(range(len(labels)), labels)
-    axis.set_xlim(-0.6, len(labels) - 0.4)
-    axis.set_ylabel("held-out change, 95 % interval")
+    axis.set_xticks([0], [f"{change['label']}\n{change['before']:.2f} → {change['after']:.2f}"])
+    axis.margins(y=0.15)
+    axis.set_xlim(-1, 1)
     axis.grid(axis="y", color="0.92")
+    if change["measure"] == "feedback":
+        axis.set_ylabel("held-out change, 95 % interval")

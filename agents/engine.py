@@ -119,7 +119,7 @@ class Engine:
         """Read tokens `start..end` of each slot, equal sequences once, similar lengths together."""
         first: dict[bytes, int] = {}
         twins: list[tuple[int, int]] = []
-        for slot in np.flatnonzero(end > start):
+        for slot in np.flatnonzero(end > start).tolist():
             key = self._ids[slot, : end[slot]].tobytes()
             if first.setdefault(key, slot) != slot:
                 twins.append((first[key], slot))

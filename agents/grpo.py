@@ -167,8 +167,8 @@ class GRPO(BaseAlgorithm):
             for batch in passes:
                 loss, stats = self._loss(batch)
                 (loss.sum() / total).backward()
-                for name, value in stats.items():
-                    sums[name] = sums.get(name, 0.0) + value.sum().item() / total
+                for name, values in stats.items():
+                    sums[name] = sums.get(name, 0.0) + values.sum().item() / total
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
             if epoch == 0:

@@ -96,6 +96,7 @@ class LLMPolicy(ActorCriticPolicy):
                 f"model {self.model_name!r} has {causal.config.vocab_size} logits for {self.actions} tokens of the environment"
             )
         _check_window(causal.config, self.capacity)
+        _check_attention(causal.config, self.model_name)
         self.lm = self._with_adapters(causal)
         self._lora_layers = [m for m in self.lm.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A")]
         self.value_head = nn.Linear(causal.config.hidden_size, 1)
@@ -289,7 +290,7 @@ class LLMPolicy(ActorCriticPolicy):
 
     # ---------------------------------------------------------------- saving
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the trained tensors only: the base model is known by its name."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
@@ -384,6 +385,12 @@ def _check_window(config: Any, capacity: int) -> None:
             f"the model's sliding window of {window} tokens is shorter than the context of {capacity}; "
             "make the environment with smaller max_prompt_tokens"
         )
+
+
+def _check_attention(config: Any, name: str) -> None:
+    """Packed batches and the engine pass boolean masks, which the eager kernels would add to the scores."""
+    if config._attn_implementation != "sdpa":
+        raise LLMGymError(f"model {name!r} does not support 'sdpa' attention, which LLMPolicy needs; choose another one")
 
 
 def _check_head(causal: Any, name: str) -> None:

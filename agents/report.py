@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.evaluate import Evaluation
+from llm_gym.envs.render import printable
 from llm_gym.feedback.rules import copied_share, words
 
 RESAMPLES = 10_000
@@ -138,8 +139,8 @@ def _label(measure: str, weights: dict[str, float]) -> str:
 
 def make_report(
     facts: dict[str, Any],
-    sampled: tuple[Evaluation, Evaluation],
-    greedy: tuple[Evaluation, Evaluation],
+    before: Evaluation,
+    after: Evaluation,
     weights: dict[str, float],
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -147,13 +148,11 @@ def make_report(
 
     Args:
         facts: What the run was; goes in front.
-        sampled: Before and after, texts sampled as in training: the main comparison.
-        greedy: Before and after, likeliest tokens.
+        before: Evaluation of the untrained policy, texts sampled as in training.
+        after: Evaluation of the trained policy on the same documents.
         weights: Of the training feedback's parts.
         seed: Of the bootstrap.
     """
-    before, after = sampled
-    greedily = [change for change in compare(*greedy, weights, seed) if change.measure in JUDGED]
     texts = [
         {
             "id": old.example["id"],
@@ -168,8 +167,7 @@ def make_report(
         **facts,
         "documents": len(texts),
         "interval": "95 %, bootstrap over documents, paired, 10,000 resamples",
-        "sampled": [asdict(change) for change in compare(before, after, weights, seed)],
-        "greedy": [asdict(change) for change in greedily],
+        "changes": [asdict(change) for change in compare(before, after, weights, seed)],
         "notes": _notes(after),
         "texts": texts,
     }
@@ -190,12 +188,10 @@ def _notes(evaluation: Evaluation) -> list[str]:
 def _rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of the table of changes."""
     rows: list[tuple[str, ...]] = []
-    for mode in ("sampled", "greedy"):
-        for change in report[mode]:
-            label = change["label"] + (", greedy" if mode == "greedy" else "")
-            reference = "" if change["reference"] is None else f"{change['reference']:.3f}"
-            means = [f"{change[when]:.3f}" for when in ("before", "after")]
-            rows.append((label, *means, _span(change), reference, change["verdict"]))
+    for change in report["changes"]:
+        reference = "" if change["reference"] is None else f"{change['reference']:.3f}"
+        means = [f"{change[when]:.3f}" for when in ("before", "after")]
+        rows.append((change["label"], *means, _span(change), reference, change["verdict"]))
     return rows
 
 
@@ -234,9 +230,9 @@ def documents_table(report: dict[str, Any], sources: dict[str, str], count: int 
     for place in places:
         row = report["texts"][place]
         table.add_row(
-            Text(cut(sources[row["id"]], 30)),
-            Text(f"{row['before']}\n({row['score_before']:+.2f})"),
-            Text(f"{row['after']}\n({row['score_after']:+.2f})"),
+            Text(printable(cut(sources[row["id"]], 30))),
+            Text(printable(f"{row['before']}\n({row['score_before']:+.2f})")),
+            Text(printable(f"{row['after']}\n({row['score_after']:+.2f})")),
         )
     return table
 
@@ -258,7 +254,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{report['policy']}, {report['updates']} updates in {report['train_seconds'] / 60:.1f} minutes, "
         f"{report['tokens']} tokens written.",
-        f"{report['documents']} held-out documents, sampled unless marked greedy. Interval: {report['interval']}.",
+        f"{report['documents']} held-out documents, texts sampled as in training. Interval: {report['interval']}.",
         *report["notes"],
         "",
         "| " + " | ".join(HEADER) + " |",

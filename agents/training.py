@@ -25,6 +25,7 @@ from agents.evaluate import (
     ADAPTER,
     CONFIG,
     RUN_FORMAT,
+    Evaluation,
     PolicySource,
     environment_arguments,
     evaluate,
@@ -122,6 +123,8 @@ def train(arguments: TrainArguments, progress: Progress | None = None) -> Run:
 def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
     source = find_policy(arguments.policy)
     progress.say(f"loading {source.model}" + (f" with the adapter of {arguments.policy}" if source.adapter else ""))
+    if source.adapter:
+        progress.kl_name = "KL to the base model"
     env_kwargs = environment_arguments(arguments.env, source, arguments.data, arguments.columns, arguments.feedback)
     model, config = _make_model(arguments, source, env_kwargs)
     task = find_task(arguments.env)
@@ -131,10 +134,9 @@ def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
     judge = build(task.judge)
     write_aside(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
-    def measure(when: str) -> tuple[Any, Any]:
-        with progress.stage(f"writing {len(ids)} held-out texts {when} training, sampled and greedy"):
-            sampled = evaluate(model.policy, tests, ids, False, arguments.seed, judge)
-            return sampled, evaluate(model.policy, tests, ids, True, arguments.seed, judge)
+    def measure(when: str) -> Evaluation:
+        with progress.stage(f"writing {len(ids)} held-out texts {when} training"):
+            return evaluate(model.policy, tests, ids, False, arguments.seed, judge)
 
     before = measure("before")
     limit = Limit(arguments.steps, arguments.minutes)
@@ -153,15 +155,16 @@ def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
         "train_seconds": round(recorder.rows[-1]["elapsed"], 3),
         "tokens": model.num_timesteps,
         "continued_from": source.adapter,
+        "kl_to": "base model" if source.adapter else "start",
         "feedback": env_kwargs["feedback"],
         "judge": judge.spec,
     }
     weights = {name: options["weight"] for name, options in env_kwargs["feedback"].items()}
-    report = make_report(facts, (before[0], after[0]), (before[1], after[1]), weights, arguments.seed)
+    report = make_report(facts, before, after, weights, arguments.seed)
     write_aside(folder / "curve.png", draw_curve(recorder.rows, report))
     write_aside(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_aside(folder / "report.md", markdown(report))
-    return Run(folder, report, {e.example["id"]: e.source for e in after[0].episodes})
+    return Run(folder, report, {e.example["id"]: e.source for e in after.episodes})
 
 
 # -------------------------------------------------------------------- the parts of a run

@@ -85,7 +85,7 @@ class GymVecEnv(VecEnv):
         return [False] * len(self._rows(indices))
 
     def _rows(self, indices: Any) -> Sequence[int]:
-        return range(self.num_envs) if indices is None else np.atleast_1d(indices)
+        return range(self.num_envs) if indices is None else np.atleast_1d(indices).tolist()
 
 
 def _split(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:

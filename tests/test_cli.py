@@ -151,7 +151,7 @@ def test_evaluate_starts_from_a_run_with_its_settings(trained: str, capsys: pyte
     shown = json.loads(capsys.readouterr().out)
     report = json.loads(Path(trained, "report.json").read_text())
     assert [item["text"] for item in shown["items"]] == [row["after"] for row in report["texts"]]
-    assert shown["mean"] == pytest.approx(next(c["after"] for c in report["sampled"] if c["measure"] == "feedback"))
+    assert shown["mean"] == pytest.approx(next(c["after"] for c in report["changes"] if c["measure"] == "feedback"))
     assert shown["low"] <= shown["mean"] <= shown["high"]
     assert set(shown["feedback"]) == set(shown["items"][0]["parts"]) == {"brevity", "repetition"}
 

@@ -541,6 +541,7 @@ def test_rows_draw_from_their_own_seeds(kwargs):
     envs = gym.make_vec(ID, num_envs=3, **kwargs)
     by_list = envs.reset(seed=[11, 12, 13])[1]["example"].tolist()
     assert envs.reset(seed=11)[1]["example"].tolist() == by_list
+    assert envs.reset(seed=np.array([11, 12, 13]))[1]["example"].tolist() == by_list
     again = envs.reset(seed=[11, None, 13])[1]["example"].tolist()
     assert again[0] == by_list[0] and again[2] == by_list[2]
 

@@ -125,6 +125,7 @@ def test_a_spec_given_is_not_changed():
         ({"brevity": {"words": 0}}, "words=0 must be a positive integer"),
         ({"brevity": {"words": "8"}}, "words='8' must be a positive integer"),
         ({"copying": {"size": 0}}, "size=0 must be a positive integer"),
+        ({"copying": {"most": 0}}, "most=0 must be a positive integer"),
         ({"likelihood": {"prompt": "Sum up:"}}, "must contain '{source}'"),
         ({"grounding": {"prompt": "{source}"}}, "prompt='{source}' must say something besides '{source}'"),
         ({"coverage": {"prompt": "Text:"}}, "must contain '{text}'"),
@@ -189,7 +190,7 @@ def test_what_a_score_may_depend_on_is_part_of_the_memory(scorers, change):
 
 
 def test_the_memory_is_bounded_and_a_batch_beyond_it_still_gets_its_scores(monkeypatch):
-    monkeypatch.setattr("llm_gym.feedback.compose.REMEMBERED", 3)
+    monkeypatch.setattr("llm_gym.feedback.memory.SIZE", 3)
     feedback = build("length")
     texts = ["x " * n for n in range(8)]
     assert [s.value for s in feedback([episode(t) for t in texts])] == list(range(8))
@@ -270,11 +271,11 @@ def test_copying_worked_by_hand():
     assert copied_share("The red fox ran. At dawn the hill: over the hill at dawn", source) == pytest.approx(9 / 13)
 
 
-def test_the_copying_scorer_is_nought_without_a_copied_run_and_grows_with_its_length():
+def test_the_copying_scorer_is_nought_without_a_copied_run_and_grows_with_its_length_up_to_its_most():
     source = "one two three four five six seven eight nine ten"
     found = source.split()
-    values = [score(Copying(), " ".join(found[:n]) + " and some other thing", source) for n in range(11)]
-    assert values[:4] == [0, 0, 0, 0] and all(a < b for a, b in zip(values[3:], values[4:], strict=False))
+    values = [score(Copying(most=5), " ".join(found[:n]) + " and some other thing", source) for n in range(11)]
+    assert values == [0, 0, 0, 0, 1, 2, 3, 4, 5, 5, 5]
     assert score(Copying(size=3), "one two three", source) > 0 == score(Copying(), "", source)
     assert score(Copying(), "ONE, two; Three four!", source) == score(Copying(), "one two three four", source)
 
@@ -513,11 +514,12 @@ def test_the_language_model_reads_each_text_once(tiny_model, monkeypatch):
 
 
 def test_what_the_language_model_remembers_is_bounded(tiny_model, monkeypatch):
-    monkeypatch.setattr("llm_gym.feedback.likelihood.REMEMBERED", 4)
+    monkeypatch.setattr("llm_gym.feedback.memory.SIZE", 4)
     model = LanguageModel(tiny_model)
     values = model([("Text: a", f" {n}") for n in range(9)])
     assert len(values) == 9 and len(model._known) == 4
-    assert model([("Text: a", f" {n}") for n in range(9)]) == pytest.approx(values, abs=1e-5)
+    for _ in range(3):  # what was known is forgotten while the rest of the batch is read
+        assert model([("Text: a", f" {n}") for n in range(9)]) == pytest.approx(values, abs=1e-5)
 
 
 # --- with the real models -----------------------------------------------------------------------------------
@@ -572,6 +574,15 @@ def test_similarity_of_an_empty_text_is_nought_and_a_long_source_is_read_as_far_
     ]
     assert Similarity()([episode("")]) == [0.0]
     assert 0 < Similarity()([episode("It rained.", "rain fell " * 400)])[0] < 1
+
+
+@pytest.mark.models
+def test_what_the_embedder_remembers_is_bounded(monkeypatch):
+    monkeypatch.setattr("llm_gym.feedback.memory.SIZE", 3)
+    embedder = Embedder()
+    for _ in range(3):
+        assert embedder([f"Text {n}." for n in range(6)]).shape == (6, 384)
+    assert len(embedder._known) == 3
 
 
 @pytest.mark.models

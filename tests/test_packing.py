@@ -58,7 +58,11 @@ def test_a_packed_pass_equals_separate_passes(model, drawn) -> None:
 
 
 def test_gradients_of_a_packed_pass_equal_those_of_separate_passes(model) -> None:
-    segments = [segment([1, 2, 3], [4, 5, 6, 7]), segment([1, 2, 3], [4, 9], [0, 1]), segment([7], [1, 2, 3], [1, 0, 1])]
+    segments = [
+        segment([1, 2, 3], [4, 5, 6, 7]),
+        segment([1, 2, 3], [4, 9], [0, 1]),
+        segment([7], [1, 2, 3], [1, 0, 1]),
+    ]
     targets = pack(segments).targets
     grads = []
     for logits in (packed_logits(model, pack(segments)), separate_logits(model, segments)):

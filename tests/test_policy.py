@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 
-import tiny
 from agents import LLMPolicy, SequenceRolloutBuffer
 from agents.packing import Segment, pack
 from llm_gym.errors import LLMGymError

@@ -101,7 +101,7 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(
     other = run(tmp_path / "other", tiny_model, data, seed=1)
     assert untimed(same) == untimed(grpo) != untimed(other)
     assert same.report["texts"] == grpo.report["texts"]
-    assert same.report["sampled"] == grpo.report["sampled"]
+    assert same.report["changes"] == grpo.report["changes"]
 
 
 def untimed(run: Any) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def test_stock_algorithms_make_the_same_run(tmp_path: Path, tiny_model: str, dat
 
 
 def test_the_second_judge_reads_the_reference_and_training_does_not(grpo: Any) -> None:
-    measures = {change["measure"] for change in grpo.report["sampled"]}
+    measures = {change["measure"] for change in grpo.report["changes"]}
     assert {"judge", "judge/chrf", "judge/key_facts", "copied_share", "words"} <= measures
     assert set(grpo.report["feedback"]) == {"brevity", "repetition"} and grpo.report["notes"] == []
 
@@ -133,6 +133,7 @@ def test_without_references_the_report_says_so(tmp_path: Path, tiny_model: str) 
 
 def test_a_run_goes_on_from_another_run(grpo: Any, tmp_path: Path, tiny_model: str) -> None:
     done = run(tmp_path, str(grpo.folder), None, steps=1)  # type: ignore[arg-type]
+    assert done.report["kl_to"] == "base model"
     assert [t["before"] for t in done.report["texts"]] == [t["after"] for t in grpo.report["texts"]]
     config = json.loads((done.folder / "config.json").read_text())
     assert config["policy"]["model"] == tiny_model and config["policy"]["adapter"] == str(grpo.folder / "adapter")

@@ -15,7 +15,9 @@ from agents import LLMPolicy, make_vec_env
 from llm_gym.episode import Episode
 from llm_gym.feedback import Scorer
 
-WORDS = "the council met to talk about a new bridge over river rain fell all night and road was closed until noon".split()
+WORDS = (
+    "the council met to talk about a new bridge over river rain fell all night and road was closed until noon".split()
+)
 RULES = {"brevity": -1.0, "repetition": -1.0}
 
 

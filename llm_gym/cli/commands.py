@@ -193,10 +193,12 @@ def _print_json(value: Any) -> None:
 
 
 def _print_items(items: list[dict[str, Any]]) -> None:
+    from llm_gym.envs.render import printable
+
     rows = [
         [
             item["id"],
-            item["text"],
+            printable(item["text"]),
             f"{item['score']:.3f}",
             " ".join(f"{name}={value:.3f}" for name, value in item["parts"].items()),
         ]

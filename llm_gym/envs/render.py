@@ -26,9 +26,18 @@ def render_text(prompt: str, text: str, tokens_left: int, episode: Episode | Non
     return "\n".join(lines)
 
 
+def printable(text: str) -> str:
+    r"""Return `text` with control characters replaced: a model may write any byte, also a terminal's commands.
+
+    >>> printable("red: \x1b[31m")
+    'red: �[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def _rule(title: str) -> str:
     return f"── {title} ".ljust(WIDTH, "─")
 
 
 def _wrap(text: str) -> str:
-    return "\n".join(textwrap.fill(line, WIDTH) for line in text.strip().splitlines())
+    return "\n".join(textwrap.fill(line, WIDTH) for line in printable(text.strip().expandtabs()).splitlines())

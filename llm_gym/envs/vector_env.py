@@ -148,9 +148,9 @@ class TextVectorEnv(VectorEnv):
         if seeds is not None and len(seeds) != self.num_envs:
             raise LLMGymError(f"{len(seeds)} seeds for {self.num_envs} environments; pass one a row, or one integer")
         rows = np.flatnonzero(self._reset_mask(options.get("reset_mask")))
-        for row in rows if seeds is not None else ():
-            if seeds[row] is not None:
-                self.generators[row] = seeding.np_random(int(seeds[row]))[0]
+        for row, row_seed in enumerate(() if seeds is None else seeds):
+            if row in rows and row_seed is not None:
+                self.generators[row] = seeding.np_random(int(row_seed))[0]
         infos = self._begin(rows, self._chosen(options.get("example")))
         self._started = True
         return self._observation(), infos

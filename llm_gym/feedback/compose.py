@@ -12,6 +12,7 @@ from typing import Any
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Score, Scorer
+from llm_gym.feedback.memory import Memory
 
 SCORERS: dict[str, str] = {
     "similarity": "llm_gym.feedback.similarity:Similarity",
@@ -29,8 +30,6 @@ SCORERS: dict[str, str] = {
 }
 """Scorer name to `module:class`. Another package's scorer is used by the same notation, `package.module:Class`."""
 
-REMEMBERED = 50_000  # scores kept; a repeated text then scores exactly the same and costs nothing
-
 
 class Composite:
     """A weighted sum of scorers.
@@ -46,7 +45,7 @@ class Composite:
         self.spec = spec
         self.weights = {name: float(options["weight"]) for name, options in spec.items()}
         self.scorers = {name: _make(name, options) for name, options in spec.items()}
-        self._known: dict[tuple[Any, ...], Score] = {}
+        self._known = Memory()
 
     def __call__(self, episodes: Sequence[Episode]) -> list[Score]:
         """Return a score an episode: the weighted sum, and every part before its weight.
@@ -55,12 +54,10 @@ class Composite:
             LLMGymError: A scorer gave a value that is not finite.
         """
         keys = [_key(episode) for episode in episodes]
-        new = {key: e for key, e in zip(keys, episodes, strict=True) if key not in self._known}
         known = {key: self._known[key] for key in keys if key in self._known}
-        known.update(zip(new, self._score(list(new.values())), strict=True))
-        self._known.update(known)
-        while len(self._known) > REMEMBERED:
-            self._known.pop(next(iter(self._known)))
+        new = {key: e for key, e in zip(keys, episodes, strict=True) if key not in known}
+        for key, score in zip(new, self._score(list(new.values())), strict=True):
+            known[key] = self._known[key] = score
         return [known[key] for key in keys]
 
     def _score(self, episodes: list[Episode]) -> list[Score]:

@@ -11,11 +11,11 @@ import numpy as np
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
+from llm_gym.feedback.memory import Memory
 
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
 BATCH = 16
-REMEMBERED = 50_000  # values kept
 FLOOR = -8.0  # nats per token: about what a shuffled text has, and what an empty one gets
 
 
@@ -28,27 +28,25 @@ class LanguageModel:
 
     def __init__(self, model: str = "smollm2-135m") -> None:
         self.model = model
-        self._known: dict[tuple[str, str], float] = {}
+        self._known = Memory()
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(context, text)` the mean natural log-probability of the text's tokens.
 
         A context is read once for all its texts. Special tokens written out in a text are read as plain characters.
         """
+        known = {pair: self._known[pair] for pair in pairs if pair in self._known}
         new: dict[str, set[str]] = {}
         for context, text in pairs:
-            if (context, text) not in self._known:
+            if (context, text) not in known:
                 new.setdefault(context, set()).add(text)
         for context, texts in new.items():
             ordered = sorted(texts, key=len)
             for start in range(0, len(ordered), BATCH):
                 batch = ordered[start : start + BATCH]
                 for text, value in zip(batch, self._score(context, batch), strict=True):
-                    self._known[context, text] = value
-        values = [self._known[pair] for pair in pairs]
-        while len(self._known) > REMEMBERED:
-            self._known.pop(next(iter(self._known)))
-        return values
+                    known[context, text] = self._known[context, text] = value
+        return [known[pair] for pair in pairs]
 
     def _score(self, context: str, texts: list[str]) -> list[float]:
         import torch

@@ -63,14 +63,14 @@ def repeated_share(text: str, size: int = 3) -> float:
 
 
 class Copying(Scorer):
-    """Number of word sequences of length `size` copied from the source."""
+    """Number of word sequences of length `size` copied from the source, counted up to `most`."""
 
-    def __init__(self, size: int = 4) -> None:
-        self.size = _positive("size", size)
+    def __init__(self, size: int = 4, most: int = 6) -> None:
+        self.size, self.most = _positive("size", size), _positive("most", most)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the counts."""
-        return [float(copied_sequences(e.text, e.source, self.size)) for e in episodes]
+        return [float(min(copied_sequences(e.text, e.source, self.size), self.most)) for e in episodes]
 
 
 class Repetition(Scorer):

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_gym.episode import Episode
 from llm_gym.feedback.base import Scorer
+from llm_gym.feedback.memory import Memory
 
 MAX_TOKENS = 256  # what MiniLM was trained on; the rest of a longer text is not read
 
@@ -22,16 +23,18 @@ class Embedder:
 
     def __init__(self, model: str = "minilm-l6") -> None:
         self.model = model
-        self._known: dict[str, np.ndarray] = {}
+        self._known = Memory()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(len(texts), D)`; an empty text is the zero vector."""
-        new = sorted({text for text in texts if text.strip() and text not in self._known}, key=len)
+        known = {text: self._known[text] for text in texts if text in self._known}
+        new = sorted({text for text in texts if text.strip() and text not in known}, key=len)
         for start in range(0, len(new), 32):
             batch = new[start : start + 32]
-            self._known.update(zip(batch, self._embed(batch), strict=True))
+            for text, vector in zip(batch, self._embed(batch), strict=True):
+                known[text] = self._known[text] = vector
         width = len(next(iter(self._known.values()))) if self._known else 1
-        return np.stack([self._known[t] if t.strip() else np.zeros(width, np.float32) for t in texts])
+        return np.stack([known[t] if t.strip() else np.zeros(width, np.float32) for t in texts])
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         import torch
