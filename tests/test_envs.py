@@ -705,8 +705,11 @@ def test_ansi_shows_prompt_text_and_at_the_end_the_scored_parts(kwargs, capsys):
 def test_human_prints_the_view(kwargs, capsys):
     env = gym.make(ID, render_mode="human", **kwargs)
     env.reset(options={"example": "d0"})
-    assert env.render() is None
     assert DOCUMENTS[0] in capsys.readouterr().out
+    for _ in range(env.unwrapped.vector.max_new_tokens):
+        env.step(5)
+    assert "score" in capsys.readouterr().out
+    assert env.render() is None
 
 
 def test_a_vector_environment_renders_every_row(kwargs, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,6 +154,8 @@ class TextVectorEnv(VectorEnv):
                 self.generators[row] = seeding.np_random(int(row_seed))[0]
         infos = self._begin(rows, self._chosen(options.get("example")))
         self._started = True
+        if self.render_mode == "human":
+            self.render()
         return self._observation(), infos
 
     def _reset_mask(self, mask: Any) -> np.ndarray:
@@ -237,6 +240,8 @@ class TextVectorEnv(VectorEnv):
         if over.any():
             infos = self._finish(rows[over], stopped[over], rewards, infos)
         terminations = self._done.copy()
+        if self.render_mode == "human":
+            self.render()
         if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
             infos = self._restart(rows[over], infos)
         return self._observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
@@ -299,7 +304,7 @@ class TextVectorEnv(VectorEnv):
         return {"input_ids": self._ids.copy(), "roles": self._roles.copy(), "tokens_left": self._left.copy()}
 
     def render(self) -> tuple[str, ...] | None:
-        """Return each row as text under `ansi`, print the rows under `human`.
+        """Return each row as text under `ansi`, print the rows under `human`, which `reset` and `step` do by themselves.
 
         Raises:
             LLMGymError: The environment was made without `render_mode`.
@@ -309,7 +314,8 @@ class TextVectorEnv(VectorEnv):
         texts = tuple(self._render_row(row) for row in range(self.num_envs))
         if self.render_mode == "ansi":
             return texts
-        print("\n".join(texts), flush=True)
+        clear = "\033[H\033[2J" if sys.stdout.isatty() else ""
+        print(clear + "\n".join(texts), flush=True)
         return None
 
     def _render_row(self, row: int) -> str:
