@@ -78,6 +78,7 @@ class Engine:
         """Forget everything; to be called when the weights have changed."""
         self._read[:] = 0
 
+    @torch.inference_mode(False)  # a cache that was made in inference mode could not be written outside of it
     @torch.no_grad()
     def last_hidden(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
         """Return the hidden state at the last token of each sequence, `(n, H)`.

@@ -315,4 +315,3 @@ class GRPO(BaseAlgorithm):
             raise LLMGymError(f"{path} is not a folder that GRPO.save wrote ({error})") from error
         policy_kwargs = {**arguments.pop("policy_kwargs"), "adapter": str(path)}
         return cls(LLMPolicy, env, device=device, policy_kwargs=policy_kwargs, **{**arguments, **kwargs})
-

@@ -82,8 +82,6 @@ class LLMPolicy(ActorCriticPolicy):
         self._generator: torch.Generator | None = None
         self._engines: dict[str, Engine] = {}
         self._weights: tuple[Any, ...] = ()
-        self._watched = {id(p) for p in trainable}
-        _policies.add(self)
 
     # ---------------------------------------------------------------- the model
 
@@ -93,7 +91,8 @@ class LLMPolicy(ActorCriticPolicy):
         causal = load_causal_lm(self.model_name, device="cpu")
         if causal.config.vocab_size < self.actions:
             raise LLMGymError(
-                f"model {self.model_name!r} has {causal.config.vocab_size} logits for {self.actions} tokens of the environment"
+                f"model {self.model_name!r} has {causal.config.vocab_size} logits for the environment's {self.actions} "
+                f"tokens; make the environment with tokenizer={self.model_name!r}"
             )
         _check_window(causal.config, self.capacity)
         _check_attention(causal.config, self.model_name)
@@ -192,6 +191,7 @@ class LLMPolicy(ActorCriticPolicy):
         engine = self._engines.get(name)
         if engine is None or engine.rows != size or engine.backbone.device != self.device:
             engine = self._engines[name] = Engine(self.backbone, size, self.capacity)
+        _policies.add(self)  # here, which a deep copy reaches too
         return engine.last_hidden(ids, lengths, rows)
 
     # ---------------------------------------------------------------- when weights change
@@ -203,7 +203,7 @@ class LLMPolicy(ActorCriticPolicy):
 
     def _weights_now(self) -> tuple[Any, ...]:
         """Return what changes when a weight is written in place or an adapter is switched."""
-        versions = sum(p._version for p in self.parameters())
+        versions = tuple((p._version, p.data_ptr()) for p in self.parameters())  # `p.data = ...` moves the latter
         layer = self._lora_layers[0] if self._lora_layers else None
         return versions, layer and (layer.disable_adapters, tuple(layer.active_adapters))
 
@@ -215,9 +215,7 @@ class LLMPolicy(ActorCriticPolicy):
 
     # ---------------------------------------------------------------- SB3's hooks
 
-    def forward(
-        self, obs: Any, deterministic: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return actions int64 `(N,)`, values float32 `(N, 1)` and log-probabilities float32 `(N,)`."""
         hidden = self._hidden(obs, "rollout")
         actions, log_probs = self._choose(self.logits(hidden), deterministic)
@@ -255,9 +253,7 @@ class LLMPolicy(ActorCriticPolicy):
             actions, log_probs = self._choose(self.logits(hidden), deterministic)
         return actions.cpu().numpy(), log_probs.cpu().numpy()
 
-    def evaluate_actions(
-        self, obs: Any, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
         hidden = self._hidden(obs, "rollout")
         log_probs = self.logits(hidden).log_softmax(-1)
@@ -345,7 +341,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     """Drop caches after a step of any optimiser over a policy's weights: fused ones leave no version behind."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for policy in list(_policies):
-        if not stepped.isdisjoint(policy._watched):
+        if not stepped.isdisjoint(map(id, policy.parameters())):
             policy.forget()
 
 
@@ -390,7 +386,9 @@ def _check_window(config: Any, capacity: int) -> None:
 def _check_attention(config: Any, name: str) -> None:
     """Packed batches and the engine pass boolean masks, which the eager kernels would add to the scores."""
     if config._attn_implementation != "sdpa":
-        raise LLMGymError(f"model {name!r} does not support 'sdpa' attention, which LLMPolicy needs; choose another one")
+        raise LLMGymError(
+            f"model {name!r} does not support 'sdpa' attention, which LLMPolicy needs; choose another one"
+        )
 
 
 def _check_head(causal: Any, name: str) -> None:
@@ -400,4 +398,6 @@ def _check_head(causal: Any, name: str) -> None:
         whole = causal(input_ids=ids).logits.float()
         parts = causal.get_output_embeddings()(causal.base_model(input_ids=ids).last_hidden_state).float()
     if not torch.allclose(whole, parts, atol=1e-2, rtol=1e-2):
-        raise LLMGymError(f"model {name!r} changes its logits after the output layer, which LLMPolicy does not support yet")
+        raise LLMGymError(
+            f"model {name!r} changes its logits after the output layer, which LLMPolicy does not support yet"
+        )

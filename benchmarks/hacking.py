@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from llm_gym.cli import parse_columns
+from llm_gym.cli.arguments import parse_columns
 from llm_gym.data import load_examples
 from llm_gym.feedback import build
 from llm_gym.feedback.reference import FUNCTION_WORDS

@@ -1,6 +1,6 @@
 """The environment by itself: a loop over tokens, as with any Gymnasium environment.
 
-    python examples/gymnasium_loop.py
+python examples/gymnasium_loop.py
 """
 
 from __future__ import annotations

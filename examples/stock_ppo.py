@@ -1,6 +1,6 @@
 """Stock Stable-Baselines3 PPO trains a language model.
 
-    python examples/stock_ppo.py --iterations 20
+python examples/stock_ppo.py --iterations 20
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer
 
+import tiny
 from agents import LLMPolicy, SequenceRolloutBuffer
 from llm_gym.errors import LLMGymError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_task  # noqa: F401  # so that "tiny_task:..." can be imported by name
 
+import tiny_task  # noqa: F401  # so that "tiny_task:..." can be imported by name
 from llm_gym.cli import main
 
 ENV = "TextSummary-v0"

@@ -148,9 +148,7 @@ def test_read_examples_gives_the_raw_row_beside_the_example_and_lets_ids_repeat(
 
 
 def test_columns_map_the_names_of_the_task_to_those_of_the_file(tmp_path):
-    path = write_jsonl(
-        tmp_path / "rows.jsonl", [{"nr": 7, "dialogue": "Hello.", "document": "No.", "gist": "Hi."}]
-    )
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"nr": 7, "dialogue": "Hello.", "document": "No.", "gist": "Hi."}])
     columns = {"document": "dialogue", "summary": "gist", "id": "nr"}
     assert load_examples(path, "all", TASK, columns) == [{"id": "7", "document": "Hello.", "summary": "Hi."}]
 
@@ -244,9 +242,7 @@ def test_malformed_csv_is_an_error_with_file_and_line(tmp_path, text, words):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_bytes_that_are_not_utf8_are_an_error_with_file_and_line(tmp_path, name):
     path = tmp_path / name
-    path.write_bytes(
-        b'document\n{"document": "caf\xe9"}\n' if name.endswith("csv") else b'{"a": 1}\n"caf\xe9"\n'
-    )
+    path.write_bytes(b'document\n{"document": "caf\xe9"}\n' if name.endswith("csv") else b'{"a": 1}\n"caf\xe9"\n')
     assert f"{path}:2: expected UTF-8 text, found byte 0xe9" in error(path)
 
 
@@ -308,9 +304,7 @@ def test_duplicate_ids_are_an_error_with_both_lines(tmp_path):
 
 
 def test_an_unknown_split_is_an_error_that_lists_the_known(tmp_path):
-    assert "'dev'" in error(tmp_path, split="dev") and "train, validation, test, all" in error(
-        tmp_path, "dev"
-    )
+    assert "'dev'" in error(tmp_path, split="dev") and "train, validation, test, all" in error(tmp_path, "dev")
 
 
 def test_a_split_column_is_used_and_its_values_are_checked(tmp_path):
@@ -451,9 +445,7 @@ def test_corpus_splits_are_fixed(split, size, digest):
 def test_corpus_examples_have_the_id_and_the_columns_of_the_task(corpus):
     examples = load_examples(None, "all", TASK, None)
     assert [set(example) for example in examples] == [{"id", "document", "summary", "facts"}] * 182
-    assert examples == [
-        {name: row[name] for name in ("id", "document", "summary", "facts")} for row in corpus
-    ]
+    assert examples == [{name: row[name] for name in ("id", "document", "summary", "facts")} for row in corpus]
 
 
 def test_a_task_without_a_bundled_corpus_asks_for_a_file():

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 
+import tiny
 from agents import LLMPolicy, SequenceRolloutBuffer
 from agents.packing import Segment, pack
 from llm_gym.errors import LLMGymError
@@ -254,9 +255,23 @@ def load_others_by_assignment(policy: LLMPolicy) -> None:
     policy.load_state_dict({name: value + 0.2 for name, value in policy.state_dict().items()}, assign=True)
 
 
-@pytest.mark.parametrize(
-    "change", [change_by_hand, change_base_weights, change_by_copy, load_others, load_others_by_assignment]
-)
+def change_as_one_vector(policy: LLMPolicy) -> None:
+    """As trust-region and evolution methods do."""
+    vector = torch.nn.utils.parameters_to_vector(policy.parameters())
+    torch.nn.utils.vector_to_parameters(vector * 1.3, policy.parameters())
+
+
+CHANGES = [
+    change_by_hand,
+    change_base_weights,
+    change_by_copy,
+    change_as_one_vector,
+    load_others,
+    load_others_by_assignment,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_weights_changed_by_other_means_count_at_once(env, policy, change) -> None:
     obs = tiny.run(env, policy, 3)[-1]
     check(policy, obs)
@@ -275,6 +290,26 @@ def test_switching_the_adapter_off_and_on_counts_at_once(env, policy) -> None:
         check(policy, obs)
     torch.testing.assert_close(tiny.naive(policy, obs)[0], stale)
     check(policy, obs)
+
+
+def test_a_copy_of_a_policy_notices_its_own_training(env, policy) -> None:
+    obs = tiny.run(env, policy, 3)[-1]
+    check(policy, obs)
+    twin = copy.deepcopy(policy)
+    check(twin, obs)
+    optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], lr=0.05, fused=True)
+    loss(twin, obs).backward()
+    optimizer.step()
+    check(twin, obs)
+    check(policy, obs)
+
+
+def test_inference_mode_may_come_and_go(env, policy) -> None:
+    obs = tiny.run(env, policy, 3)[-1]
+    for inside in (True, False, True):
+        with torch.inference_mode(inside):
+            check(policy, obs)
+        policy.forget()
 
 
 def test_another_policys_training_does_not_drop_the_caches(env, policy, tiny_model) -> None:

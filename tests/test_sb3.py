@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
-from test_vec_env import Truncate
 
+import tiny
 from agents import GymVecEnv, LLMPolicy, SequenceRolloutBuffer
+from test_vec_env import Truncate
 
 CAP = 6
 N_ENVS = 4
@@ -290,3 +290,21 @@ def test_a_policy_can_be_saved_and_loaded_by_itself(ragged, tmp_path) -> None:
     loaded = LLMPolicy.load(tmp_path / "policy.pth", device="cpu")
     obs = algorithm.env.reset()
     assert np.array_equal(loaded.predict(obs, deterministic=True)[0], algorithm.predict(obs, deterministic=True)[0])
+
+
+def test_sb3s_own_make_vec_env_works_too(tiny_model, tmp_path) -> None:
+    from stable_baselines3.common.env_util import make_vec_env as stock_make_vec_env
+
+    kwargs = {"tokenizer": tiny_model, "feedback": {"brevity": -1.0}, "max_new_tokens": 4}
+    with pytest.warns(UserWarning, match="render_mode"):  # it asks for rgb_array before it goes without
+        env = stock_make_vec_env("TextSummary-v0", n_envs=2, seed=0, env_kwargs=kwargs)
+    algorithm = PPO(
+        LLMPolicy,
+        env,
+        rollout_buffer_class=SequenceRolloutBuffer,
+        n_steps=8,
+        batch_size=8,
+        n_epochs=1,
+        policy_kwargs={"model": tiny_model, "lora": 4},
+    )
+    assert algorithm.learn(16).num_timesteps == 16

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_task
 
+import tiny_task
 from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs
 from agents.progress import Progress, line
 from agents.recorder import Limit
-from agents.training import TrainArguments, train
+from agents.training import ALGORITHMS, TrainArguments, train
 from llm_gym.errors import LLMGymError
 
 ENV = "tiny_task:TinySummary-v0"
@@ -57,11 +57,12 @@ def test_metrics_have_a_line_an_update_with_reward_parts_kl_length_and_copying(g
     assert [row["update"] for row in rows] == [1, 2]
     for row in rows:
         assert set(row["parts"]) == {"brevity", "repetition"}
-        assert row["episodes"] == 32 and 0 < row["tokens"] <= 12 and row["tokens_per_second"] > 0
+        assert row["episodes"] == ALGORITHMS["grpo"]["n_envs"]
+        assert 0 < row["tokens"] <= 12 and row["tokens_per_second"] > 0
         assert row["reward"] == pytest.approx(-row["parts"]["brevity"] - 0.5 * row["parts"]["repetition"], abs=1e-4)
         assert row["kl"] == row["train"]["kl"] >= 0 and 0 <= row["copied_share"] <= 1
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 0
-    assert rows[1]["tokens_total"] == sum(round(row["tokens"] * 32) for row in rows)
+    assert rows[1]["tokens_total"] == sum(round(row["tokens"] * row["episodes"]) for row in rows)
 
 
 def test_samples_follow_the_same_texts_over_time(grpo: Any) -> None:

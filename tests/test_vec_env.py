@@ -6,11 +6,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import tiny
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
+import tiny
 from agents import GymVecEnv, make_vec_env
 from llm_gym.errors import LLMGymError
 

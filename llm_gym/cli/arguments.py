@@ -47,7 +47,11 @@ def make_parser() -> argparse.ArgumentParser:
     mode = evaluating.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
     mode.add_argument("--sample", action="store_true", help="sample, as in training (default)")
-    evaluating.add_argument("--split", choices=("train", "validation", "test", "all"), default="test")
+    evaluating.add_argument(
+        "--split",
+        choices=("train", "validation", "test", "all"),
+        help="default: test; all for a --data file that the policy was not trained on",
+    )
 
     scoring = _command(commands, "score", run.score_command, "score texts that exist already")
     _environment(scoring, data=False)

@@ -97,9 +97,12 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     env_kwargs = evaluation.environment_arguments(
         arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback
     )
-    examples = load_examples(env_kwargs["data"], arguments.split, task, env_kwargs["columns"])
+    trained_on = source.config["env_kwargs"]["data"] if source.config else None
+    foreign = arguments.data is not None and env_kwargs["data"] != trained_on
+    split = arguments.split or ("all" if foreign else "test")
+    examples = load_examples(env_kwargs["data"], split, task, env_kwargs["columns"])
     ids = evaluation.held_out([example["id"] for example in examples], arguments.n or evaluation.HELD_OUT)
-    envs = evaluation.make_envs(arguments.id, min(len(ids), evaluation.HELD_OUT), arguments.split, env_kwargs)
+    envs = evaluation.make_envs(arguments.id, min(len(ids), evaluation.HELD_OUT), split, env_kwargs)
     policy = evaluation.load_policy(source, envs)
     result = evaluation.evaluate(policy, envs, ids, arguments.greedy, arguments.seed)
     items = [
@@ -109,7 +112,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     facts = {
         "env": arguments.id,
         "policy": arguments.policy,
-        "split": arguments.split,
+        "split": split,
         "mode": "greedy" if arguments.greedy else "sample",
         "seed": arguments.seed,
         "feedback": env_kwargs["feedback"],
@@ -134,7 +137,7 @@ def _print_scores(
     rows = [
         [_label(name), f"{row['mean']:.3f}", "" if row["low"] is None else _span(row)] for name, row in means.items()
     ]
-    _print_table(f"over {len(items)} documents", ["", "mean", "95 % interval"], rows)
+    _print_table(f"over {len(items)} documents, split {facts['split']}", ["", "mean", "95 % interval"], rows)
 
 
 def _label(measure: str) -> str:

@@ -118,9 +118,7 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     return [Row(number, raw, _example(path, number, raw, task, columns)) for number, raw in numbered]
 
 
-def _example(
-    path: Path, number: int, raw: dict[str, Any], task: Task, columns: Mapping[str, str]
-) -> dict[str, Any]:
+def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the row under the task's names, its types checked."""
     example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
     for name in (*task.required, *task.optional):

@@ -18,7 +18,7 @@ from llm_gym.envs.prompts import Prompt, PromptBuilder
 from llm_gym.envs.render import render_text
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, RenderModeError
 from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
@@ -78,7 +78,7 @@ class TextVectorEnv(VectorEnv):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise LLMGymError(f"render_mode={render_mode!r} is unknown; expected 'ansi', 'human' or None")
+            raise RenderModeError(f"render_mode={render_mode!r} is unknown; expected 'ansi', 'human' or None")
         self.render_mode = render_mode
         self.max_prompt_tokens = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
         self.max_new_tokens = _positive("max_new_tokens", max_new_tokens, self.task.max_new_tokens)
@@ -304,7 +304,7 @@ class TextVectorEnv(VectorEnv):
         return {"input_ids": self._ids.copy(), "roles": self._roles.copy(), "tokens_left": self._left.copy()}
 
     def render(self) -> tuple[str, ...] | None:
-        """Return each row as text under `ansi`, print the rows under `human`, which `reset` and `step` do by themselves.
+        """Return each row as text under `ansi`; print the rows under `human`, as `reset` and `step` do by themselves.
 
         Raises:
             LLMGymError: The environment was made without `render_mode`.
