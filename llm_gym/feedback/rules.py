@@ -63,14 +63,18 @@ def repeated_share(text: str, size: int = 3) -> float:
 
 
 class Copying(Scorer):
-    """Number of word sequences of length `size` copied from the source, counted up to `most`."""
+    """Square root of the number of word sequences of length `size` copied from the source.
 
-    def __init__(self, size: int = 4, most: int = 6) -> None:
-        self.size, self.most = _positive("size", size), _positive("most", most)
+    The first copied sequence costs most, which keeps a policy from beginning; a good summary that shares a phrase or
+    two with its source is not lost.
+    """
+
+    def __init__(self, size: int = 4) -> None:
+        self.size = _positive("size", size)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return the counts."""
-        return [float(min(copied_sequences(e.text, e.source, self.size), self.most)) for e in episodes]
+        """Return the roots."""
+        return [copied_sequences(e.text, e.source, self.size) ** 0.5 for e in episodes]
 
 
 class Repetition(Scorer):

@@ -64,10 +64,10 @@ class TextSummary(Task):
     # Weights: see docs/feedback.md for the attacks that they are measured against.
     feedback = {
         "likelihood": {"weight": 1.0, "ceiling": -2.0},
-        "grounding": {"weight": 1.0, "limit": 2.5},
+        "grounding": {"weight": 1.5, "limit": 2.0},
         "similarity": {"weight": 8.0},
         "complete": {"weight": 4.0},
-        "copying": {"weight": -1.0},
+        "copying": {"weight": -2.0},
         "repetition": {"weight": -3.0},
         "brevity": {"weight": -2.0},
     }
