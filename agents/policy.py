@@ -136,11 +136,25 @@ class LLMPolicy(ActorCriticPolicy):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 logits `(n, V)` at the sampling temperature from hidden states `(n, H)`."""
-        scores = self._causal.get_output_embeddings()(hidden)[..., : self.actions]
-        return scores.float() / self.temperature
+        head = self._causal.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[: self.actions].float()
+        # float32 also where the base is bf16: rounded logits make ratios drift from 1.
+        return nn.functional.linear(hidden.float(), head.weight[: self.actions].float(), bias) / self.temperature
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.value_head(hidden.float())
+
+    def to(self, *args: Any, **kwargs: Any) -> LLMPolicy:
+        """Move the policy; on CUDA the frozen base is kept in bf16, what is trained stays float32."""
+        super().to(*args, **kwargs)
+        self._set_base_dtype(torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        return self
+
+    def _set_base_dtype(self, dtype: torch.dtype) -> None:
+        self._engines.clear()  # their keys and values have the old device and dtype
+        for p in self.lm.parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(dtype)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

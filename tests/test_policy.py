@@ -510,7 +510,7 @@ def test_an_encoder_decoder_is_an_error(env, tiny_model, tmp_path) -> None:
 
 def test_a_model_with_too_few_logits_is_an_error(env, tiny_model) -> None:
     larger = spaces.Discrete(1000)
-    with pytest.raises(LLMGymError, match="328 logits for 1000 tokens"):
+    with pytest.raises(LLMGymError, match="328 logits for the environment's 1000 tokens"):
         LLMPolicy(env.observation_space, larger, schedule, model=tiny_model)
 
 
@@ -530,3 +530,19 @@ def test_a_temperature_that_is_not_positive_is_an_error(env, tiny_model, tempera
 def test_state_dependent_exploration_is_an_error(env, tiny_model) -> None:
     with pytest.raises(LLMGymError, match="use_sde"):
         LLMPolicy(env.observation_space, env.action_space, schedule, model=tiny_model, use_sde=True)
+
+
+def test_a_base_in_bf16_keeps_what_is_trained_and_the_log_probabilities_in_float32(tiny_model, tmp_path) -> None:
+    env = tiny.make_env(tiny_model, tmp_path)
+    policy = tiny.make_policy(env, tiny_model)
+    obs = env.reset()
+    rows = np.arange(env.num_envs)
+    _, expected = policy.act(obs, rows, deterministic=True)
+    policy._set_base_dtype(torch.bfloat16)  # what `.to("cuda")` does
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in policy.lm.parameters() if not p.requires_grad} == {torch.bfloat16}
+    _, log_probs = policy.act(obs, rows, deterministic=True)
+    assert log_probs.dtype == np.float32
+    np.testing.assert_allclose(log_probs, expected, atol=0.05)
+    values, chosen, entropy = policy.evaluate_actions(tiny.tensors(obs), torch.zeros(len(rows)))
+    assert values.dtype == chosen.dtype == entropy.dtype == torch.float32
