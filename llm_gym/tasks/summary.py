@@ -60,7 +60,7 @@ class TextSummary(Task):
     optional = ("summary", "facts")
     source_column = "document"
     reference_column = "summary"
-    instruction = "Summarize the following text in one or two short sentences."
+    instruction = "Summarize the following text in one short sentence."
     # Weights: see docs/feedback.md for the attacks that they are measured against.
     feedback = {
         "likelihood": {"weight": 1.0, "ceiling": -2.0},
