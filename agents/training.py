@@ -46,7 +46,7 @@ from llm_gym.models.load import hub_id
 from llm_gym.registration import find_task
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "grpo": {"n_envs": 16, "group_size": 8, "learning_rate": 4e-4},
+    "grpo": {"n_envs": 16, "group_size": 8, "learning_rate": 3e-4},
     "ppo": {"n_envs": 16, "gamma": 1.0, "gae_lambda": 0.95, "n_epochs": 2, "learning_rate": 1e-4},
     "a2c": {"n_envs": 16, "gamma": 1.0, "gae_lambda": 0.95, "use_rms_prop": False, "learning_rate": 1e-4},
 }

@@ -16,7 +16,6 @@ import time
 
 import numpy as np
 
-from llm_gym.cli.arguments import parse_columns
 from llm_gym.data import load_examples
 from llm_gym.feedback import build
 from llm_gym.feedback.reference import FUNCTION_WORDS
@@ -69,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
 
     task = load_task("llm_gym.tasks.summary:TextSummary")
-    rows = load_examples(args.data, "all", task, parse_columns(args.columns))[: args.n]
+    rows = load_examples(args.data, "all", task, dict(pair.split("=", 1) for pair in args.columns))[: args.n]
     feedback = build(args.feedback or task.feedback)
     wins: dict[str, list[bool]] = {}
     margins: dict[str, list[float]] = {}
