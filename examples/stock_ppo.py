@@ -15,12 +15,13 @@ from agents import LLMPolicy, SequenceRolloutBuffer, make_vec_env
 def main() -> None:
     """Train for a number of rollouts and log to the terminal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=20, help="rollouts of 16 x 48 tokens")
+    parser.add_argument("--iterations", type=int, default=20, help="rollouts of 48 tokens in each environment")
+    parser.add_argument("--n-envs", type=int, default=16, help="texts side by side")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    env = make_vec_env("TextSummary-v0", n_envs=16, tokenizer=args.model)
+    env = make_vec_env("TextSummary-v0", n_envs=args.n_envs, tokenizer=args.model)
     model = PPO(
         LLMPolicy,
         env,
@@ -34,7 +35,7 @@ def main() -> None:
         seed=args.seed,
         verbose=1,
     )
-    model.learn(16 * 48 * args.iterations)
+    model.learn(args.n_envs * 48 * args.iterations)
 
 
 if __name__ == "__main__":
