@@ -3,6 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("llm_gym", deadline=None)  # a busy machine is no failure
+settings.load_profile("llm_gym")
 
 TEXT = [
     "The council met on Tuesday to talk about the new bridge over the river.",

@@ -14,7 +14,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.mark.models
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
-    [("gymnasium_loop.py", [], "ended by stop"), ("stock_ppo.py", ["--iterations", "1", "--n-envs", "2"], "total_timesteps")],
+    [
+        ("gymnasium_loop.py", [], "ended by stop"),
+        ("stock_ppo.py", ["--iterations", "1", "--n-envs", "2"], "total_timesteps"),
+    ],
 )
 def test_an_example_runs(script: str, arguments: list[str], expected: str) -> None:
     done = subprocess.run(
