@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class LLMGymError(ValueError):
     """A mistake in what the user asked for, told in one line with the remedy.
@@ -15,3 +18,14 @@ class RenderModeError(LLMGymError, TypeError):
 
     A `TypeError` too: SB3's `make_vec_env` asks for `rgb_array` first, and only a `TypeError` makes it ask again.
     """
+
+
+def positive(name: str, value: Any) -> int:
+    """Return `value` if it is a positive integer.
+
+    Raises:
+        LLMGymError: It is not; the message calls it `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise LLMGymError(f"{name}={value!r} must be a positive integer")
+    return int(value)

@@ -18,7 +18,7 @@ from llm_gym.envs.prompts import Prompt, PromptBuilder
 from llm_gym.envs.render import render_text
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError, RenderModeError
+from llm_gym.errors import LLMGymError, RenderModeError, positive
 from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
@@ -74,14 +74,18 @@ class TextVectorEnv(VectorEnv):
         render_mode: str | None = None,
     ) -> None:
         self.task = load_task(task)
-        self.num_envs = _positive("num_envs", num_envs)
+        self.num_envs = positive("num_envs", num_envs)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise RenderModeError(f"render_mode={render_mode!r} is unknown; expected 'ansi', 'human' or None")
         self.render_mode = render_mode
-        self.max_prompt_tokens = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
-        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens, self.task.max_new_tokens)
+        self.max_prompt_tokens = positive(
+            "max_prompt_tokens", self.task.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
+        )
+        self.max_new_tokens = positive(
+            "max_new_tokens", self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
+        )
 
         self.feedback = feedbacks.build(self.task.feedback if feedback is None else feedback)
         self.examples = load_examples(data, split, self.task, columns)
@@ -334,13 +338,6 @@ def _final_info(episode: Episode) -> dict[str, Any]:
         "score": episode.reward,
         "parts": dict(episode.parts),
     }
-
-
-def _positive(name: str, value: int | None, default: int = 1) -> int:
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise LLMGymError(f"{name}={value!r} must be a positive integer")
-    return int(value)
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

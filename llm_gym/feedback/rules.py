@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import positive
 from llm_gym.feedback.base import Scorer
 
 
@@ -28,11 +28,10 @@ def copied_share(text: str, source: str, run: int = 4) -> float:
     >>> copied_share("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
     0.5714285714285714
     """
-    found, read = words(text), words(source)
-    runs = {tuple(read[i : i + run]) for i in range(len(read) - run + 1)}
+    found = words(text)
     copied = [False] * len(found)
-    for i in range(len(found) - run + 1):
-        if tuple(found[i : i + run]) in runs:
+    for i, stands in enumerate(_in_source(found, source, run)):
+        if stands:
             copied[i : i + run] = [True] * run
     return sum(copied) / len(found) if found else 0.0
 
@@ -46,9 +45,14 @@ def copied_sequences(text: str, source: str, size: int = 4) -> int:
     >>> copied_sequences("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
     1
     """
-    found, read = words(text), words(source)
+    return sum(_in_source(words(text), source, size))
+
+
+def _in_source(found: list[str], source: str, size: int) -> list[bool]:
+    """Return for each sequence of `size` words of `found` whether it stands in `source`."""
+    read = words(source)
     known = {tuple(read[i : i + size]) for i in range(len(read) - size + 1)}
-    return sum(tuple(found[i : i + size]) in known for i in range(len(found) - size + 1))
+    return [tuple(found[i : i + size]) in known for i in range(len(found) - size + 1)]
 
 
 def repeated_share(text: str, size: int = 3) -> float:
@@ -70,7 +74,7 @@ class Copying(Scorer):
     """
 
     def __init__(self, size: int = 4) -> None:
-        self.size = _positive("size", size)
+        self.size = positive("size", size)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the roots."""
@@ -89,7 +93,7 @@ class Brevity(Scorer):
     """How far the text falls short of `words` words, 0 (long enough) to 1 (empty)."""
 
     def __init__(self, words: int = 12) -> None:
-        self.words = _positive("words", words)
+        self.words = positive("words", words)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the missing share."""
@@ -112,9 +116,3 @@ class Length(Scorer):
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the number of words."""
         return [float(len(words(e.text))) for e in episodes]
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LLMGymError(f"{name}={value!r} must be a positive integer")
-    return value
