@@ -13,8 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 
-from agents.packing import Segment, pack
 from llm_gym.errors import LLMGymError
+from llm_gym.models.packing import Segment, pack
 
 
 @dataclass

@@ -18,13 +18,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from agents.losses import clipped_surrogate, group_advantages, kl_k3
-from agents.packing import Packed, Segment, pack
+from agents.losses import clipped_surrogate, entropy, group_advantages, kl_k3, token_log_probs
 from agents.policy import LLMPolicy
 from agents.rollout import play
 from agents.vec_env import GymVecEnv
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
+from llm_gym.models.packing import Packed, Segment, pack
 
 
 class GRPO(BaseAlgorithm):
@@ -202,7 +202,7 @@ class GRPO(BaseAlgorithm):
         reference = None
         if self.kl_coef:
             with torch.no_grad(), self.policy.reference():
-                reference, _ = self.policy.log_probs(packed)
+                reference = token_log_probs(self.policy.packed_logits(packed), packed.targets)
         return {
             "packed": packed,
             "old": old.to(self.device),
@@ -212,11 +212,12 @@ class GRPO(BaseAlgorithm):
 
     def _loss(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of each token and what to log, one value a token each."""
-        log_probs, entropy = self.policy.log_probs(batch["packed"])
+        logits = self.policy.packed_logits(batch["packed"])
+        log_probs = token_log_probs(logits, batch["packed"].targets)
         loss = clipped_surrogate(log_probs, batch["old"], batch["advantages"], self.clip_range)
         difference = log_probs.detach() - batch["old"]
         stats = {
-            "entropy": entropy,
+            "entropy": entropy(logits.detach()),
             "ratio_error": difference.abs(),
             "clip_fraction": ((difference.exp() - 1).abs() > self.clip_range).float(),
         }

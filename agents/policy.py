@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from agents.engine import Engine
-from agents.packing import Packed
 from llm_gym.errors import LLMGymError
+from llm_gym.models.packing import Packed, check_attention
 
 Observation = Packed | dict[str, torch.Tensor]
 
@@ -95,7 +95,7 @@ class LLMPolicy(ActorCriticPolicy):
                 f"tokens; make the environment with tokenizer={self.model_name!r}"
             )
         _check_window(causal.config, self.capacity)
-        _check_attention(causal.config, self.model_name)
+        check_attention(causal.config, self.model_name)
         self.lm = self._with_adapters(causal)
         self._lora_layers = [m for m in self.lm.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A")]
         self.value_head = nn.Linear(causal.config.hidden_size, 1)
@@ -274,14 +274,9 @@ class LLMPolicy(ActorCriticPolicy):
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         return self._values(hidden), log_probs.gather(-1, actions.long().view(-1, 1))[:, 0], entropy
 
-    def log_probs(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-probabilities `(N,)` of the packed targets with gradient, and entropies `(N,)` without."""
-        logits = self.logits(self._hidden_packed(packed.to(self.device)))
-        chosen = logits.gather(-1, packed.targets.to(self.device)[:, None])[:, 0] - logits.logsumexp(-1)
-        with torch.no_grad():
-            everything = logits.log_softmax(-1)
-            entropy = -(everything.exp() * everything).sum(-1)
-        return chosen, entropy
+    def packed_logits(self, packed: Packed) -> torch.Tensor:
+        """Return the logits `(N, V)` that predict the packed targets, with gradient."""
+        return self.logits(self._hidden_packed(packed.to(self.device)))
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over the next token."""
@@ -394,14 +389,6 @@ def _check_window(config: Any, capacity: int) -> None:
         raise LLMGymError(
             f"the model's sliding window of {window} tokens is shorter than the context of {capacity}; "
             "make the environment with smaller max_prompt_tokens"
-        )
-
-
-def _check_attention(config: Any, name: str) -> None:
-    """Packed batches and the engine pass boolean masks, which the eager kernels would add to the scores."""
-    if config._attn_implementation != "sdpa":
-        raise LLMGymError(
-            f"model {name!r} does not support 'sdpa' attention, which LLMPolicy needs; choose another one"
         )
 
 

@@ -43,20 +43,18 @@ def _play_batch(
     policy: LLMPolicy, envs: Any, examples: Sequence[str], deterministic: bool, on_step: Callable[[int], bool] | None
 ) -> list[Episode] | None:
     idle = envs.num_envs - len(examples)
-    obs, _ = envs.reset(options={"example": [*examples, *[examples[0]] * idle]})
+    envs.reset(options={"example": [*examples, *[examples[0]] * idle]})
     running = np.arange(envs.num_envs) < len(examples)
     log_probs: list[list[float]] = [[] for _ in examples]
     while running.any():
         rows = np.flatnonzero(running)
-        actions = np.zeros(envs.num_envs, np.int64)
-        actions[rows], chosen = policy.act(obs, rows, deterministic)
+        tokens, chosen = policy.act(envs.observation(), rows, deterministic)
         for row, value in zip(rows, chosen, strict=True):
             log_probs[row].append(value)
-        obs, _, terminated, _, _ = envs.step(actions)
-        running &= ~terminated
+        running[envs.write(rows, tokens)] = False
         if on_step is not None and not on_step(len(rows)):
             return None
-    episodes = envs.episodes[: len(examples)]
+    episodes = envs.score(np.arange(len(examples)))  # at once: a source is read once for all texts about it
     for episode, values in zip(episodes, log_probs, strict=True):
         episode.log_probs = np.zeros(len(episode.agent_mask), np.float32)
         episode.log_probs[episode.agent_mask] = values

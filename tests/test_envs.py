@@ -332,6 +332,35 @@ def test_episodes_that_end_together_are_scored_in_one_call(kwargs, scorers):
     assert sys.modules[scorers].Batches.sizes == [4]
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 6), cap=st.integers(1, 6))
+def test_writing_whole_texts_and_scoring_them_together_gives_what_stepping_gives(kwargs, seed, n, cap):
+    arguments = {**kwargs, "max_new_tokens": cap, "autoreset_mode": "Disabled"}
+    stepped, written = (gym.make_vec(ID, num_envs=n, **arguments).unwrapped for _ in range(2))
+    stepped.reset(seed=seed)
+    written.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    running = np.ones(n, bool)
+    while running.any():
+        actions = actions_for(stepped, rng, n, stop=0.3)
+        observation, _, terminations, _, _ = stepped.step(actions)
+        rows = np.flatnonzero(running)
+        running[written.write(rows, actions[rows])] = False
+        assert same(observation, written.observation()) and same(terminations, ~running)
+    assert [e.reward for e in written.episodes] == [None] * n
+    assert [e.to_json() for e in written.score(np.arange(n))] == [e.to_json() for e in stepped.episodes]
+
+
+def test_texts_written_one_after_the_other_are_scored_in_one_call_when_asked(kwargs, scorers):
+    envs = gym.make_vec(ID, num_envs=3, **{**kwargs, "feedback": f"{scorers}:Batches"}).unwrapped
+    envs.reset(seed=0)
+    envs.write(np.arange(3), np.array([9, 10, 11]))
+    ended = [envs.write(np.array([i]), np.array([envs.single_action_space.stop_ids[0]])) for i in range(3)]
+    assert [rows.tolist() for rows in ended] == [[0], [1], [2]]
+    assert [episode.reward for episode in envs.score(np.arange(3))] == [1, 1, 1]
+    assert sys.modules[scorers].Batches.sizes == [3]
+
+
 # --- vector and single --------------------------------------------------------------------------------------
 
 

@@ -23,8 +23,8 @@ from llm_gym.feedback.rules import (
     Copying,
     Length,
     Repetition,
-    copied_sequences,
     copied_share,
+    copied_words,
     repeated_share,
     words,
 )
@@ -124,7 +124,7 @@ def test_a_spec_given_is_not_changed():
         ({"brevity": {"letters": 5}}, "scorer 'brevity' does not take these options"),
         ({"brevity": {"words": 0}}, "words=0 must be a positive integer"),
         ({"brevity": {"words": "8"}}, "words='8' must be a positive integer"),
-        ({"copying": {"size": 0}}, "size=0 must be a positive integer"),
+        ({"copying": {"run": 0}}, "run=0 must be a positive integer"),
         ({"likelihood": {"prompt": "Sum up:"}}, "must contain '{source}'"),
         ({"grounding": {"prompt": "{source}"}}, "prompt='{source}' must say something besides '{source}'"),
         ({"coverage": {"prompt": "Text:"}}, "must contain '{text}'"),
@@ -258,24 +258,24 @@ def test_a_passage_of_four_words_or_more_is_copied_whole_whatever_its_case_and_p
     start = data.draw(st.integers(0, len(source) - 4))
     passage = source[start : data.draw(st.integers(start + 4, len(source)))]
     assert copied_share(", ".join(passage).upper() + "!", " ".join(source)) == 1.0
-    assert copied_sequences(", ".join(passage).upper() + "!", " ".join(source)) > 0
 
 
 def test_copying_worked_by_hand():
     source = "the red fox ran over the hill at dawn"
     assert copied_share("a red fox ran over us", source) == pytest.approx(4 / 6)
+    assert copied_words("a red fox ran over us", source) == 4
     assert copied_share("the red fox slept", source) == 0.0
     assert copied_share("", source) == copied_share("the red fox ran", "") == 0.0
     assert copied_share("the red fox", source, run=3) == 1.0
     assert copied_share("The red fox ran. At dawn the hill: over the hill at dawn", source) == pytest.approx(9 / 13)
 
 
-def test_the_copying_scorer_is_nought_without_a_copied_run_and_grows_with_the_root_of_its_sequences():
+def test_the_copying_scorer_is_nought_without_a_copied_run_and_grows_with_the_root_of_its_words():
     source = "one two three four five six seven eight nine ten"
     found = source.split()
     values = [score(Copying(), " ".join(found[:n]) + " and some other thing", source) for n in range(9)]
-    assert values == [0, 0, 0, 0, 1, pytest.approx(2**0.5), pytest.approx(3**0.5), 2, pytest.approx(5**0.5)]
-    assert score(Copying(size=3), "one two three", source) > 0 == score(Copying(), "", source)
+    assert values == [0, 0, 0, 0, *(pytest.approx(n**0.5) for n in range(4, 9))]
+    assert score(Copying(run=3), "one two three", source) > 0 == score(Copying(), "", source)
     assert score(Copying(), "ONE, two; Three four!", source) == score(Copying(), "one two three four", source)
 
 
@@ -308,7 +308,7 @@ def test_brevity_falls_from_one_to_nought_as_words_are_added(written, enough):
 
 
 def test_brevity_worked_by_hand():
-    assert score(Brevity(), "") == 1.0 and score(Brevity(), "one two three") == pytest.approx(9 / 12)
+    assert score(Brevity(), "") == 1.0 and score(Brevity(), "one two three") == pytest.approx(13 / 16)
     assert score(Brevity(words=4), "one two three") == 0.25 and score(Brevity(words=3), "one two three") == 0.0
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from agents import packing
-from agents.packing import Segment, pack
+from llm_gym.models import packing
+from llm_gym.models.packing import Segment, pack
 
 QUICK = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 

@@ -14,8 +14,9 @@ from stable_baselines3.common.callbacks import EvalCallback
 
 import tiny
 from agents import LLMPolicy, SequenceRolloutBuffer
-from agents.packing import Segment, pack
+from agents.losses import entropy, token_log_probs
 from llm_gym.errors import LLMGymError
+from llm_gym.models.packing import Segment, pack
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -89,10 +90,10 @@ def test_packed_log_probabilities_are_at_the_temperature(env, tiny_model) -> Non
     length = int((obs["roles"][0] > 0).sum())
     packed = pack([Segment(obs["input_ids"][0, :length], np.array([17]), np.ones(1, bool))])
     with torch.no_grad():
-        chosen, entropy = policy.log_probs(packed)
+        logits = policy.packed_logits(packed)
         expected = tiny.naive(policy, obs)[0][0]
-    torch.testing.assert_close(chosen, expected[[17]], **CLOSE)
-    torch.testing.assert_close(entropy[0], -(expected.exp() * expected).sum(), **CLOSE)
+    torch.testing.assert_close(token_log_probs(logits, packed.targets), expected[[17]], **CLOSE)
+    torch.testing.assert_close(entropy(logits)[0], -(expected.exp() * expected).sum(), **CLOSE)
 
 
 def test_logits_beyond_the_vocabulary_are_cut(env, policy) -> None:
@@ -112,9 +113,9 @@ def test_gradients_equal_those_of_the_naive_forward(env, policy) -> None:
     obs = tiny.run(env, policy, 4)[-1]
     actions = torch.tensor([5, 6, 7, 8])
     found = []
-    for log_probs, values, entropy in (full_answer(policy, obs, actions), naive_answer(policy, obs, actions)):
+    for log_probs, values, entropies in (full_answer(policy, obs, actions), naive_answer(policy, obs, actions)):
         policy.zero_grad()
-        (log_probs.sum() + values.square().sum() + 0.3 * entropy.sum()).backward()
+        (log_probs.sum() + values.square().sum() + 0.3 * entropies.sum()).backward()
         found.append(tiny.gradients(policy))
     tiny.assert_same(*found)
     assert any("value_head" in name for name in found[0]) and any("lora_A" in name for name in found[0])

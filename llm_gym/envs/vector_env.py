@@ -160,7 +160,7 @@ class TextVectorEnv(VectorEnv):
         self._started = True
         if self.render_mode == "human":
             self.render()
-        return self._observation(), infos
+        return self.observation(), infos
 
     def _reset_mask(self, mask: Any) -> np.ndarray:
         if mask is None:
@@ -232,23 +232,58 @@ class TextVectorEnv(VectorEnv):
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and resting.any():
             infos = self._begin(np.flatnonzero(resting))
         rows = np.flatnonzero(~resting)
-        tokens, column = actions[rows], self._length[rows]
+        ended = self.write(rows, actions[rows])
+        rewards = np.zeros(self.num_envs)
+        for row, episode in zip(ended, self.score(ended), strict=True):
+            rewards[row] = episode.reward
+            infos = self._add_info(infos, _final_info(episode), int(row))
+        terminations = self._done.copy()
+        if self.render_mode == "human":
+            self.render()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
+            infos = self._restart(ended, infos)
+        return self.observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
+
+    def write(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Append one token to each of `rows`, and record what ended, unscored.
+
+        `step` is this and `score`. A collector that needs no reward before all rows have ended calls the two itself,
+        so that everything is scored in one batch.
+
+        Args:
+            rows: int `(n,)`, running rows.
+            tokens: int `(n,)`, one token for each.
+
+        Returns:
+            int `(m,)`, the rows whose text ended; their records are in `episodes`.
+        """
+        column = self._length[rows]
         self._ids[rows, column] = tokens
         self._roles[rows, column] = WRITTEN
         self._length[rows] += 1
         self._left[rows] -= 1
-
-        rewards = np.zeros(self.num_envs)
         stopped = self._stops[tokens]
         over = stopped | (self._left[rows, 0] == 0)
-        if over.any():
-            infos = self._finish(rows[over], stopped[over], rewards, infos)
-        terminations = self._done.copy()
-        if self.render_mode == "human":
-            self.render()
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
-            infos = self._restart(rows[over], infos)
-        return self._observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
+        for row, stop in zip(rows[over], stopped[over], strict=True):
+            self.episodes[row] = self._record(row, "stop" if stop else "length")
+            self._done[row] = True
+        return rows[over]
+
+    def score(self, rows: np.ndarray) -> list[Episode]:
+        """Score what ended in `rows`, in one call of the feedback, and return it.
+
+        Raises:
+            LLMGymError: The feedback is not finite.
+        """
+        episodes: list[Episode] = [self.episodes[row] for row in rows]  # type: ignore[misc]
+        for episode, score in zip(episodes, self.feedback(episodes) if episodes else (), strict=True):
+            if not np.isfinite(score.value):
+                raise LLMGymError(
+                    f"the feedback gave {score.value} for example {episode.example['id']!r} (parts {score.parts}); "
+                    "a reward must be finite: mend or remove that part"
+                )
+            episode.reward, episode.parts = float(score.value), dict(score.parts)
+        return episodes
 
     def _checked(self, actions: Any) -> np.ndarray:
         actions = np.asarray(actions)
@@ -260,24 +295,6 @@ class TextVectorEnv(VectorEnv):
             bad = actions[(actions < 0) | (actions >= len(self._stops))][0]
             raise LLMGymError(f"action {bad} is outside the vocabulary of {len(self._stops)} tokens")
         return actions
-
-    def _finish(
-        self, rows: np.ndarray, stopped: np.ndarray, rewards: np.ndarray, infos: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Score everything that ended together in one call, and write rewards and infos."""
-        episodes = [self._record(row, "stop" if stop else "length") for row, stop in zip(rows, stopped, strict=True)]
-        for row, episode, score in zip(rows, episodes, self.feedback(episodes), strict=True):
-            if not np.isfinite(score.value):
-                raise LLMGymError(
-                    f"the feedback gave {score.value} for example {episode.example['id']!r} (parts {score.parts}); "
-                    "a reward must be finite: mend or remove that part"
-                )
-            episode.reward, episode.parts = float(score.value), dict(score.parts)
-            rewards[row] = episode.reward
-            self._done[row] = True
-            self.episodes[row] = episode
-            infos = self._add_info(infos, _final_info(episode), int(row))
-        return infos
 
     def _record(self, row: int, finish_reason: str) -> Episode:
         start, end = self._prompt_length[row], self._length[row]
@@ -295,7 +312,7 @@ class TextVectorEnv(VectorEnv):
 
     def _restart(self, rows: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: put what ended aside as `final_obs` and `final_info`, and begin anew."""
-        observation = self._observation()
+        observation = self.observation()
         finals: dict[str, Any] = {}
         for row in rows:
             episode = self.episodes[row]
@@ -304,7 +321,8 @@ class TextVectorEnv(VectorEnv):
             finals = self._add_info(finals, {"final_obs": final, "final_info": _final_info(episode)}, int(row))
         return {**self._begin(rows), **finals}
 
-    def _observation(self) -> dict[str, np.ndarray]:
+    def observation(self) -> dict[str, np.ndarray]:
+        """Return the observation of all rows."""
         return {"input_ids": self._ids.copy(), "roles": self._roles.copy(), "tokens_left": self._left.copy()}
 
     def render(self) -> tuple[str, ...] | None:

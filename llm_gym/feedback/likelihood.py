@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +12,11 @@ from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 
+if TYPE_CHECKING:
+    from llm_gym.models.packing import Segment
+
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
-BATCH = 16
 FLOOR = -8.0  # nats per token: about what a shuffled text has, and what an empty one gets
 
 
@@ -41,39 +42,48 @@ class LanguageModel:
             if (context, text) not in known:
                 new.setdefault(context, set()).add(text)
         for context, texts in new.items():
-            ordered = sorted(texts, key=len)
-            for start in range(0, len(ordered), BATCH):
-                batch = ordered[start : start + BATCH]
-                for text, value in zip(batch, self._score(context, batch), strict=True):
-                    known[context, text] = self._known[context, text] = value
+            for text, value in self._score(context, sorted(texts, key=len)):
+                known[context, text] = self._known[context, text] = value
         return [known[pair] for pair in pairs]
 
-    def _score(self, context: str, texts: list[str]) -> list[float]:
+    def _score(self, context: str, texts: list[str]) -> Iterator[tuple[str, float]]:
+        """Run the context with a row full of texts at a time; nothing is padded."""
+        from llm_gym.models.load import load_tokenizer
+        from llm_gym.models.packing import ROW_TOKENS, Segment
+
+        tokenizer = load_tokenizer(self.model)
+        head, *rows = (
+            np.asarray(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            for text in (context, *texts)
+        )
+        if any(not len(row) for row in rows):
+            raise LLMGymError("the likelihood of an empty text is undefined; score it by a rule instead")
+        segments = [Segment(head, row, np.ones(len(row), bool)) for row in rows]
+        ends = len(head) + np.cumsum([len(row) for row in rows])
+        while texts:
+            fit = max(1, int(np.searchsorted(ends, ROW_TOKENS, "right")))
+            yield from zip(texts[:fit], self._means(segments[:fit]), strict=True)
+            texts, segments, ends = texts[fit:], segments[fit:], ends[fit:] - (ends[fit - 1] - len(head))
+
+    def _means(self, segments: list[Segment]) -> list[float]:
         import torch
 
-        from llm_gym.models.load import load_tokenizer, shared_causal_lm
+        from llm_gym.models.load import shared_causal_lm
+        from llm_gym.models.packing import check_attention, pack
 
-        tokenizer, model = load_tokenizer(self.model), shared_causal_lm(self.model, dtype="float32")
-        encode = {"add_special_tokens": False, "split_special_tokens": True}
-        head = tokenizer(context, **encode)["input_ids"]
-        rows = [tokenizer(text, **encode)["input_ids"] for text in texts]
-        if any(not row for row in rows):
-            raise LLMGymError("the likelihood of an empty text is undefined; score it by a rule instead")
-        width = max(map(len, rows))
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        ids = ids.to(model.device)
-        positions = torch.arange(len(head), len(head) + width, device=model.device).expand(len(rows), -1)
+        model = shared_causal_lm(self.model, dtype="float32")
+        check_attention(model.config, self.model)
+        packed = pack(segments).to(model.device)
         with torch.no_grad():
-            read = model(torch.tensor([head], device=model.device), use_cache=True, logits_to_keep=1)
-            cache = copy.deepcopy(read.past_key_values)
-            cache.batch_repeat_interleave(len(rows))
-            # Padding is on the right, so causality alone keeps it away from the tokens that count.
-            logits = model(ids, past_key_values=cache, position_ids=positions).logits
-            logits = torch.cat([read.logits.expand(len(rows), -1, -1), logits[:, :-1]], 1).float()
-            chosen = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
-        return [chosen[i, : len(row)].mean().item() for i, row in enumerate(rows)]
+            logits = model(
+                input_ids=packed.input_ids,
+                attention_mask=packed.mask,
+                position_ids=packed.position_ids,
+                use_cache=False,
+                logits_to_keep=packed.columns,
+            ).logits[0]
+            chosen = logits.gather(-1, packed.targets[:, None])[:, 0] - logits.logsumexp(-1)
+        return [part.mean().item() for part in chosen.split([len(segment.ids) for segment in segments])]
 
 
 _models: dict[str, LanguageModel] = {}

@@ -20,39 +20,30 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+(?:'\w+)*", text.lower())
 
 
-def copied_share(text: str, source: str, run: int = 4) -> float:
-    """Return the share of the words of `text` that lie in runs of at least `run` words copied from `source`.
+def copied_words(text: str, source: str, run: int = 4) -> int:
+    """Return how many words of `text` lie in runs of at least `run` words copied from `source`.
 
     The extractive fragments of Grusky et al. 2018 (Newsroom), long ones only: shared names and terms are no copying.
+
+    >>> copied_words("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
+    4
+    """
+    found, read = words(text), words(source)
+    known = {tuple(read[i : i + run]) for i in range(len(read) - run + 1)}
+    copied = [False] * len(found)
+    for i in range(len(found) - run + 1):
+        if tuple(found[i : i + run]) in known:
+            copied[i : i + run] = [True] * run
+    return sum(copied)
+
+
+def copied_share(text: str, source: str, run: int = 4) -> float:
+    """Return the share of the words of `text` that are copied from `source`, see `copied_words`.
 
     >>> copied_share("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
     0.5714285714285714
     """
-    found = words(text)
-    copied = [False] * len(found)
-    for i, stands in enumerate(_in_source(found, source, run)):
-        if stands:
-            copied[i : i + run] = [True] * run
-    return sum(copied) / len(found) if found else 0.0
-
-
-def copied_sequences(text: str, source: str, size: int = 4) -> int:
-    """Return how many of the `size`-word sequences of `text` stand in `source`.
-
-    Unlike the copied share it grows with the length of each copied run, so that one turn of phrase in common costs
-    little and a copied sentence much, and no further sentence dilutes it.
-
-    >>> copied_sequences("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
-    1
-    """
-    return sum(_in_source(words(text), source, size))
-
-
-def _in_source(found: list[str], source: str, size: int) -> list[bool]:
-    """Return for each sequence of `size` words of `found` whether it stands in `source`."""
-    read = words(source)
-    known = {tuple(read[i : i + size]) for i in range(len(read) - size + 1)}
-    return [tuple(found[i : i + size]) in known for i in range(len(found) - size + 1)]
+    return copied_words(text, source, run) / max(1, len(words(text)))
 
 
 def repeated_share(text: str, size: int = 3) -> float:
@@ -67,18 +58,18 @@ def repeated_share(text: str, size: int = 3) -> float:
 
 
 class Copying(Scorer):
-    """Square root of the number of word sequences of length `size` copied from the source.
+    """Square root of the number of words in runs of at least `run` words copied from the source.
 
-    The first copied sequence costs most, which keeps a policy from beginning; a good summary that shares a phrase or
-    two with its source is not lost.
+    A count, which no further sentence dilutes as it would a share; its root, so that the first copied run costs most,
+    which keeps a policy from beginning, while a good summary that shares a phrase or two with its source is not lost.
     """
 
-    def __init__(self, size: int = 4) -> None:
-        self.size = positive("size", size)
+    def __init__(self, run: int = 4) -> None:
+        self.run = positive("run", run)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the roots."""
-        return [copied_sequences(e.text, e.source, self.size) ** 0.5 for e in episodes]
+        return [copied_words(e.text, e.source, self.run) ** 0.5 for e in episodes]
 
 
 class Repetition(Scorer):
@@ -92,7 +83,7 @@ class Repetition(Scorer):
 class Brevity(Scorer):
     """How far the text falls short of `words` words, 0 (long enough) to 1 (empty)."""
 
-    def __init__(self, words: int = 12) -> None:
+    def __init__(self, words: int = 16) -> None:
         self.words = positive("words", words)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:

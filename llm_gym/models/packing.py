@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from llm_gym.errors import LLMGymError
+
 ROW_TOKENS = 1024  # a row takes further branches up to this many tokens
 
 
@@ -109,6 +111,16 @@ def pack(segments: Sequence[Segment]) -> Packed:
             rows.append(_Row(segment.context))
         where.append((index, rows[index].add(segment)))
     return _tensors(rows, where, segments)
+
+
+def check_attention(config: Any, name: str) -> None:
+    """Make sure that the model `name` reads a boolean mask, which the eager kernels would add to the scores.
+
+    Raises:
+        LLMGymError: Its attention is not torch's `scaled_dot_product_attention`.
+    """
+    if config._attn_implementation != "sdpa":
+        raise LLMGymError(f"model {name!r} does not support 'sdpa' attention, which is needed here; choose another one")
 
 
 def _tensors(rows: list[_Row], where: list[tuple[int, np.ndarray]], segments: Sequence[Segment]) -> Packed:
