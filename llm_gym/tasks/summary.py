@@ -63,7 +63,7 @@ class TextSummary(Task):
     instruction = "Summarize the following text in one short sentence."
     # Weights: see docs/feedback.md for the attacks that they are measured against.
     feedback = {
-        "likelihood": {"weight": 1.5, "ceiling": -2.0},
+        "likelihood": {"weight": 1.0, "ceiling": -2.0},
         "grounding": {"weight": 1.5, "limit": 2.0},
         "similarity": {"weight": 8.0},
         "complete": {"weight": 4.0},
