@@ -15,6 +15,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from agents.policy import LLMPolicy
+from agents.reference import ReferenceAgent
 from agents.rollout import play
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
@@ -25,6 +26,8 @@ from llm_gym.registration import find_task
 
 HELD_OUT = 48  # documents of a report: few enough to write in a minute, enough for an interval
 CONFIG, ADAPTER = "config.json", "adapter"
+REFERENCE = "reference"
+"""The policy that says what a person wrote."""
 RUN_FORMAT = 1
 """Value of `llm_gym_run` in a run's config; its presence tells a run folder from a model's."""
 
@@ -37,20 +40,24 @@ class PolicySource:
         model: Name of the base model; a local folder as an absolute path.
         adapter: Folder of the adapter on it, or None.
         config: The config of the run that it comes from, or None.
+        reference: Whether it says what a person wrote; `model` then names the tokenizer alone.
     """
 
     model: str
     adapter: str | None = None
     config: dict[str, Any] | None = None
+    reference: bool = False
 
 
 def find_policy(name: str) -> PolicySource:
-    """Return what `name` stands for: a run folder, a model folder, or a model's name.
+    """Return what `name` stands for: a run folder, a model folder, a model's name, or `reference`.
 
     Raises:
         LLMGymError: A run folder without an adapter, or written by another version.
     """
     folder = Path(name)
+    if name == REFERENCE:
+        return PolicySource("smollm2-135m", reference=True)
     if not folder.is_dir():
         return PolicySource(name)
     config = _read_json(folder / CONFIG)
@@ -96,7 +103,7 @@ def environment_arguments(
     arguments: dict[str, Any] = {"data": None, "columns": None, "feedback": task.feedback}
     arguments.update(run["env_kwargs"] if run else {})
     if data is not None:
-        arguments.update(data=str(Path(data).absolute()), columns=None)
+        arguments.update(data=str(Path(data).absolute()) if Path(data).exists() else data, columns=None)
     if columns:
         arguments["columns"] = dict(columns)
     arguments["feedback"] = build(arguments["feedback"] if feedback is None else feedback).spec
@@ -113,8 +120,10 @@ def make_envs(env_id: str, num_envs: int, split: str, arguments: dict[str, Any])
     return envs.unwrapped
 
 
-def load_policy(source: PolicySource, envs: Any) -> LLMPolicy:
+def load_policy(source: PolicySource, envs: Any) -> LLMPolicy | ReferenceAgent:
     """Return the policy on the best device, ready to write in `envs`."""
+    if source.reference:
+        return ReferenceAgent(envs)
     policy = LLMPolicy(
         envs.single_observation_space,
         envs.single_action_space,
@@ -167,7 +176,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: LLMPolicy,
+    policy: LLMPolicy | ReferenceAgent,
     envs: Any,
     ids: Sequence[str],
     deterministic: bool = False,
@@ -187,7 +196,7 @@ def evaluate(
     Returns:
         The episodes in the order of `ids`, with their scores.
     """
-    with _sampling_from(policy, seed):
+    with sampling_from(policy, seed):
         episodes = play(policy, envs, ids, deterministic) or []
     judged: list[Score | None] = [None] * len(episodes)
     places = [i for i, episode in enumerate(episodes) if episode.reference] if judge is not None else []
@@ -198,8 +207,11 @@ def evaluate(
 
 
 @contextmanager
-def _sampling_from(policy: LLMPolicy, seed: int) -> Iterator[None]:
+def sampling_from(policy: LLMPolicy | ReferenceAgent, seed: int) -> Iterator[None]:
     """Sample from `seed` inside the block, so that measuring does not change what training draws."""
+    if isinstance(policy, ReferenceAgent):
+        yield
+        return
     kept = policy._generator
     policy._generator = torch.Generator(policy.device).manual_seed(seed)
     try:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from agents.policy import LLMPolicy
+from agents.reference import ReferenceAgent
 from llm_gym.episode import Episode
 
 
 def play(
-    policy: LLMPolicy,
+    policy: LLMPolicy | ReferenceAgent,
     envs: Any,
     examples: Sequence[str],
     deterministic: bool = False,
@@ -40,21 +41,32 @@ def play(
 
 
 def _play_batch(
-    policy: LLMPolicy, envs: Any, examples: Sequence[str], deterministic: bool, on_step: Callable[[int], bool] | None
+    policy: LLMPolicy | ReferenceAgent,
+    envs: Any,
+    examples: Sequence[str],
+    deterministic: bool,
+    on_step: Callable[[int], bool] | None,
 ) -> list[Episode] | None:
     idle = envs.num_envs - len(examples)
     envs.reset(options={"example": [*examples, *[examples[0]] * idle]})
     running = np.arange(envs.num_envs) < len(examples)
+    waiting = np.zeros_like(running)
     log_probs: list[list[float]] = [[] for _ in examples]
     while running.any():
         rows = np.flatnonzero(running)
         tokens, chosen = policy.act(envs.observation(), rows, deterministic)
         for row, value in zip(rows, chosen, strict=True):
             log_probs[row].append(value)
-        running[envs.write(rows, tokens)] = False
+        ended = envs.write(rows, tokens, chosen)
+        running[ended] = False
+        waiting[ended] = True
         if on_step is not None and not on_step(len(rows)):
             return None
-    episodes = envs.score(np.arange(len(examples)))  # at once: a source is read once for all texts about it
+        if not running.any():  # partners answer everyone at once
+            envs.end_turns(np.flatnonzero(waiting))
+            running, waiting = waiting & ~envs.done, np.zeros_like(waiting)
+    envs.score()  # all at once: a source is read once for all texts about it
+    episodes = envs.episodes[: len(examples)]
     for episode, values in zip(episodes, log_probs, strict=True):
         episode.log_probs = np.zeros(len(episode.agent_mask), np.float32)
         episode.log_probs[episode.agent_mask] = values

@@ -122,6 +122,8 @@ def train(arguments: TrainArguments, progress: Progress | None = None) -> Run:
 
 def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
     source = find_policy(arguments.policy)
+    if source.reference:
+        raise LLMGymError("the policy 'reference' cannot be trained; pass a model's name")
     progress.say(f"loading {source.model}" + (f" with the adapter of {arguments.policy}" if source.adapter else ""))
     if source.adapter:
         progress.kl_name = "KL to the base model"

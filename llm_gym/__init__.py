@@ -10,9 +10,9 @@ True
 from __future__ import annotations
 
 from llm_gym.errors import LLMGymError
-from llm_gym.registration import ENVIRONMENTS, register_environments
+from llm_gym.registration import ENVIRONMENTS, register, register_environments
 
 __version__ = "0.1.0"
-__all__ = ["ENVIRONMENTS", "LLMGymError", "__version__"]
+__all__ = ["ENVIRONMENTS", "LLMGymError", "__version__", "register"]
 
 register_environments()

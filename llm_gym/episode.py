@@ -20,14 +20,16 @@ class Episode:
     Attributes:
         example: The data row the episode was about, with its `id`.
         source: The text that the agent was given to work on.
-        text: What the agent wrote, decoded, without special tokens and outer white space.
+        text: What the agent wrote, decoded, without special tokens and outer white space; its turns a line each.
         reference: A text written by a person, if the data has one. Training feedback never reads it.
         prompt_ids: int32 `(P,)`, what the first observation held.
         response_ids: int32 `(T,)`, everything appended after it.
         agent_mask: bool `(T,)`, True where the agent wrote the token.
         log_probs: float32 `(T,)`, natural log-probabilities under the policy that acted, or None.
         finish_reason: `stop`, `length`, `context` or `illegal`.
-        turns: What was said after the prompt, in order, as `{"role": ..., "text": ...}`.
+        turns: What was said, in order, as `{"role": ..., "text": ...}`; roles are `agent` and `partner`.
+        over: False in the record of a single turn after which the conversation goes on. Such records, whose `text`
+            is that turn's, are what scorers see of a conversation.
         reward: The value that the feedback gave, or None before scoring.
         parts: The named parts of that value.
     """
@@ -42,8 +44,14 @@ class Episode:
     log_probs: np.ndarray | None = None
     finish_reason: str = "stop"
     turns: list[dict[str, str]] = field(default_factory=list)
+    over: bool = True
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """What the partner said last before the agent's turn, empty where there is no partner."""
+        return next((turn["text"] for turn in reversed(self.turns) if turn["role"] == "partner"), "")
 
     def to_json(self) -> str:
         """Return the episode as one line of JSON.

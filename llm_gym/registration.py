@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llm_gym.tasks import Task
 
 ENVIRONMENTS: dict[str, str] = {
+    "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
+    "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
 }
 """Environment id to the task behind it, as `module:class`. A task's docstring is its documentation page."""
@@ -22,14 +24,23 @@ ENVIRONMENTS: dict[str, str] = {
 def register_environments() -> None:
     """Register every row of `ENVIRONMENTS` with Gymnasium; entry points are strings, so specs serialise."""
     for env_id, task in ENVIRONMENTS.items():
-        if env_id in gym.registry:
-            continue
-        gym.register(
-            id=env_id,
-            entry_point="llm_gym.envs.text_env:TextEnv",
-            vector_entry_point="llm_gym.envs.vector_env:TextVectorEnv",
-            kwargs={"task": task},
-        )
+        if env_id not in gym.registry:
+            register(env_id, task)
+
+
+def register(env_id: str, task: str) -> None:
+    """Register a task with Gymnasium under `env_id`.
+
+    Args:
+        env_id: Such as `Headline-v0`.
+        task: A subclass of `llm_gym.tasks.Task`, as `module:class`.
+    """
+    gym.register(
+        id=env_id,
+        entry_point="llm_gym.envs.text_env:TextEnv",
+        vector_entry_point="llm_gym.envs.vector_env:TextVectorEnv",
+        kwargs={"task": task},
+    )
 
 
 def find_task(env_id: str) -> Task:

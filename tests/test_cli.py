@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -195,7 +196,7 @@ def test_score_prints_a_json_line_a_row_in_order(tmp_path: Path, capsys: pytest.
     assert main(["score", ENV, "--input", path, "--feedback", "brevity", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["id"] for row in rows] == ["a", "b", "a"] * 50
-    assert [row["score"] for row in rows[:3]] == [0.0, pytest.approx(10 / 12), 1.0]
+    assert [row["score"] for row in rows[:3]] == [0.125, 0.875, 1.0]
     assert rows[1]["parts"] == {"brevity": rows[1]["score"]}
 
 
@@ -209,7 +210,7 @@ def test_score_maps_columns_the_text_too(tmp_path: Path, capsys: pytest.CaptureF
 def test_score_prints_a_table_and_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", ENV, "--input", write(tmp_path / "r.jsonl", ROWS), "--feedback", "brevity"]) == 0
     shown = capsys.readouterr().out
-    assert "It rained." in shown and "mean of 3 rows: 0.611" in shown
+    assert "It rained." in shown and "mean of 3 rows: 0.667" in shown
 
 
 def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
@@ -296,3 +297,58 @@ def test_a_run_folder_that_exists_is_not_overwritten(
 ) -> None:
     assert main(asking("train", tiny_model, docs, "--steps", "1", "--out", trained)) == 2
     assert "nothing is overwritten" in told(capsys)
+
+
+# --- play ---------------------------------------------------------------------------------------------------
+
+
+def played(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, *arguments: str) -> str:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["play", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+DIALOGUE = ["Dialogue-v0", "--tokenizer", "sp-1k", "--example", "travel-mountain-hut"]
+GOALS = ["--feedback", '{"goals": 30, "complete": 2}']
+
+
+def test_a_person_plays_a_dialogue_and_sees_replies_and_scores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "Sleep in the attic.\nDry them by the boiler.\nWhat?\nGo down the Erlen valley.\n"
+    out = played(monkeypatch, capsys, said, *DIALOGUE, *GOALS)
+    assert "You are the warden" in out and "partner: You're an angel." in out and "partner: So which way" in out
+    assert out.count("your turn") == 4
+    assert "episode · stop" in out and "a person wrote: The bunks are full" in out
+    rows = [
+        json.loads(line) for line in played(monkeypatch, capsys, said, *DIALOGUE, *GOALS, "--json").splitlines() if line
+    ]
+    assert [row["over"] for row in rows] == [False, False, False, True]
+    assert rows[0]["reply"].startswith("You're an angel") and rows[-1]["reply"] is None
+    assert rows[-1]["parts"]["goals"] == pytest.approx(1 / 5)
+
+
+def test_play_that_runs_out_of_input_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\n"))
+    assert main(["play", *DIALOGUE, *GOALS]) != 0
+    assert "the input ended before the episode did" in capsys.readouterr().err
+
+
+def test_an_agent_is_watched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["TextGeneration-v0", "--policy", "tiny-1k", "--feedback", "length", "--seed", "3"]
+    out = played(monkeypatch, capsys, "", *arguments)
+    assert "── prompt" in out and "score" in out and "\033[31m" in out  # a random model thinks little of its tokens
+    assert out == played(monkeypatch, capsys, "", *arguments)
+
+
+@pytest.mark.models
+def test_the_reference_is_evaluated_like_a_policy_but_not_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "TextGeneration-v0", "--policy", "reference", "-n", "4", "--feedback", "length", "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] > 20
+    assert main(["train", "TextGeneration-v0", "--policy", "reference", "--out", str(tmp_path / "run")]) != 0
+    assert "'reference' cannot be trained" in capsys.readouterr().err

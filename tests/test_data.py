@@ -275,11 +275,10 @@ def test_a_missing_file_suggests_near_names_in_the_same_folder(tmp_path):
     assert "no such file" in error(tmp_path / ("x" * 300))
 
 
-def test_a_folder_and_an_unknown_suffix_are_errors_that_name_the_kinds(tmp_path):
+def test_an_unknown_suffix_is_an_error_that_names_the_kinds(tmp_path):
     (tmp_path / "rows.txt").write_text("x")
-    for path in (tmp_path, tmp_path / "rows.txt"):
-        message = error(path)
-        assert str(path) in message and ".jsonl, .json, .csv, .parquet" in message
+    message = error(tmp_path / "rows.txt")
+    assert str(tmp_path / "rows.txt") in message and ".jsonl, .json, .csv, .parquet" in message
 
 
 def test_read_rows_rejects_a_missing_file_before_the_first_row(tmp_path):

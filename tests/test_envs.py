@@ -345,19 +345,24 @@ def test_writing_whole_texts_and_scoring_them_together_gives_what_stepping_gives
         actions = actions_for(stepped, rng, n, stop=0.3)
         observation, _, terminations, _, _ = stepped.step(actions)
         rows = np.flatnonzero(running)
-        running[written.write(rows, actions[rows])] = False
+        written.end_turns(written.write(rows, actions[rows]))
+        running = ~written.done
         assert same(observation, written.observation()) and same(terminations, ~running)
     assert [e.reward for e in written.episodes] == [None] * n
-    assert [e.to_json() for e in written.score(np.arange(n))] == [e.to_json() for e in stepped.episodes]
+    written.score()
+    assert [e.to_json() for e in written.episodes] == [e.to_json() for e in stepped.episodes]
 
 
 def test_texts_written_one_after_the_other_are_scored_in_one_call_when_asked(kwargs, scorers):
     envs = gym.make_vec(ID, num_envs=3, **{**kwargs, "feedback": f"{scorers}:Batches"}).unwrapped
     envs.reset(seed=0)
     envs.write(np.arange(3), np.array([9, 10, 11]))
-    ended = [envs.write(np.array([i]), np.array([envs.single_action_space.stop_ids[0]])) for i in range(3)]
-    assert [rows.tolist() for rows in ended] == [[0], [1], [2]]
-    assert [episode.reward for episode in envs.score(np.arange(3))] == [1, 1, 1]
+    for row in (2, 0, 1):
+        ended = envs.write(np.array([row]), np.array([envs.single_action_space.stop_ids[0]]))
+        assert ended.tolist() == [row]
+        envs.end_turns(ended)
+    assert [(row, turn.reward) for row, turn in envs.score()] == [(2, 1), (0, 1), (1, 1)]
+    assert envs.score() == []
     assert sys.modules[scorers].Batches.sizes == [3]
 
 

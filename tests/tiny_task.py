@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import gymnasium as gym
 
+import llm_gym
 from llm_gym.episode import Episode
 from llm_gym.feedback import Scorer
 from llm_gym.tasks.summary import TextSummary
@@ -31,9 +32,4 @@ class Broken(Scorer):
 
 
 if "TinySummary-v0" not in gym.registry:
-    gym.register(
-        id="TinySummary-v0",
-        entry_point="llm_gym.envs.text_env:TextEnv",
-        vector_entry_point="llm_gym.envs.vector_env:TextVectorEnv",
-        kwargs={"task": "tiny_task:TinySummary"},
-    )
+    llm_gym.register("TinySummary-v0", "tiny_task:TinySummary")

@@ -7,6 +7,7 @@ import math
 from typing import Any, NoReturn
 
 from llm_gym.cli import commands as run
+from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
 DEFAULT_POLICY = "smollm2-135m"
@@ -52,6 +53,15 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("train", "validation", "test", "all"),
         help="default: test; all for a --data file that the policy was not trained on",
     )
+
+    playing = _command(commands, "play", play_command, "write yourself, or watch a policy, and see the score")
+    _environment(playing)
+    playing.add_argument("--example", metavar="ID", help="the example (default: drawn by the seed)")
+    playing.add_argument("--partner", metavar="NAME", help="who answers in a dialogue: script, or a model's name")
+    playing.add_argument("--policy", metavar="NAME|RUN", help="watch this policy instead of writing yourself")
+    playing.add_argument("--tokenizer", default=DEFAULT_POLICY, metavar="NAME", help=f"default: {DEFAULT_POLICY}")
+    playing.add_argument("--split", choices=("train", "validation", "test", "all"), default="all", help="default: all")
+    playing.add_argument("--seed", type=_seed, default=0, help="default: 0")
 
     scoring = _command(commands, "score", run.score_command, "score texts that exist already")
     _environment(scoring, data=False)

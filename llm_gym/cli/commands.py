@@ -19,6 +19,7 @@ BATCH = 64  # rows scored in one call
 def list_command(arguments: argparse.Namespace) -> None:
     """Show environments, models and scorers; loads no model library."""
     from llm_gym.feedback import SCORERS
+    from llm_gym.models.bundled import BUNDLED
     from llm_gym.models.catalogue import CATALOGUE
     from llm_gym.models.fetch import is_fetched
 
@@ -27,6 +28,10 @@ def list_command(arguments: argparse.Namespace) -> None:
         "models": [
             {"name": c.name, "kind": c.kind, "hub_id": c.hub_id, "licence": c.licence, "fetched": is_fetched(c.name)}
             for c in CATALOGUE.values()
+        ]
+        + [
+            {"name": name, "kind": kind, "hub_id": "", "licence": "Apache-2.0", "fetched": True}
+            for name, kind in BUNDLED.items()
         ],
         "scorers": [{"name": name, "what": _summary(path)} for name, path in SCORERS.items()],
     }

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm_gym.data.files import read_rows
+from llm_gym.data.files import READERS, read_rows
+from llm_gym.data.hub import is_hub_id, read_hub
 from llm_gym.errors import LLMGymError
 
 if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts"})
-"""Columns that hold a list of strings; every other column of a task is a string."""
+LIST_COLUMNS = frozenset({"facts", "briefing"})
+"""Columns that hold a list of strings."""
+OBJECT_COLUMNS = frozenset({"goals"})
+"""Columns that hold a list of JSON objects; a column that is in neither of the two is a string."""
 
 
 class Row(NamedTuple):
@@ -47,7 +51,8 @@ def load_examples(
     validation, at least one of each, the rest train. Rows with the same text stay together.
 
     Args:
-        data: A JSONL, CSV or Parquet file; None for the corpus bundled with the task.
+        data: A JSONL, CSV or Parquet file, a hub data set `owner/name` or `owner/name:config`, or a folder of files
+            by split; None for the corpus bundled with the task.
         split: One of `train`, `validation`, `test`, `all`.
         task: Names the columns, and the bundled corpus.
         columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`.
@@ -68,7 +73,7 @@ def load_examples(
         with as_file(resource) as path:
             return load_examples(path, split, task, columns)
     path = Path(data)
-    rows = read_examples(path, task, columns)
+    rows = read_examples(data, task, columns)
     _check_unique(path, rows)
     column = (columns or {}).get("split", "split")
     if any(column in row.raw for row in rows):
@@ -88,7 +93,7 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     """Read a whole file and check every row against the task's columns; ids may repeat.
 
     Args:
-        path: A JSONL, CSV or Parquet file.
+        path: A JSONL, CSV or Parquet file, or what else `load_examples` reads.
         task: Names the columns.
         columns: As in `load_examples`.
 
@@ -106,7 +111,7 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"unknown column {name!r}: task {task.name!r} has {', '.join(known)}; "
                 f"write --columns {task.required[0]}=NAME"
             )
-    numbered = list(read_rows(path))
+    numbered = list(read_data(path))
     present = list(dict.fromkeys(name for _, raw in numbered for name in raw))
     for name in dict.fromkeys((*task.required, *columns)):
         column = columns.get(name, name)
@@ -118,6 +123,16 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     return [Row(number, raw, _example(path, number, raw, task, columns)) for number, raw in numbered]
 
 
+def read_data(data: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return the numbered rows of a file, a hub data set or a folder; a file of that name goes first."""
+    path = Path(data)
+    if os.path.isdir(path) or (
+        not os.path.exists(path) and path.suffix.lower() not in READERS and is_hub_id(str(data))
+    ):
+        return read_hub(str(data))
+    return read_rows(path)
+
+
 def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the row under the task's names, its types checked."""
     example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
@@ -126,11 +141,23 @@ def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: 
         value = raw.get(column)
         where = f"{path}:{number}: column {column!r}"
         if not _absent(value):
-            example[name] = _strings(where, path, value) if name in LIST_COLUMNS else _string(where, value)
+            example[name] = _typed(name, where, path, value)
         elif name in task.required:
             state = "empty" if column in raw else "missing"
             raise LLMGymError(f"{where} is {state}; every row needs it")
+    if wrong := task.check(example):
+        raise LLMGymError(f"{path}:{number}: {wrong}; mend the row")
     return example
+
+
+def _typed(name: str, where: str, path: Path, value: Any) -> Any:
+    if name in LIST_COLUMNS:
+        return _strings(where, path, value)
+    if name not in OBJECT_COLUMNS:
+        return _string(where, value)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise LLMGymError(f"{where} must be a list of objects, not {_short(value)}; use JSONL or Parquet")
+    return value
 
 
 def _absent(value: Any) -> bool:

@@ -41,10 +41,7 @@ class PromptBuilder:
             raise LLMGymError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template; pass template='plain'")
         self.task, self.tokenizer, self.instruction = task, tokenizer, instruction
         self.template, self.max_tokens = template, max_tokens
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        # A document must not be able to end its own turn: special tokens written out in it are dropped.
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        self._special = special_tokens(tokenizer)
 
     def __call__(self, example: dict[str, Any]) -> Prompt:
         """Return the prompt of `example`.
@@ -52,32 +49,52 @@ class PromptBuilder:
         Raises:
             LLMGymError: Not even an empty source fits into `max_tokens`.
         """
-        source = self._special.sub(" ", self.task.source(example))
-        ids = self._encode(source)
+        example = self._cleaned(example)
+        source = self.task.source(example)
+        ids = self._encode(source, example)
         if len(ids) <= self.max_tokens:
             return Prompt(ids, 0)
         ends = [match.end() for match in re.finditer(r"\S+", source)]
         low, high = 0, len(ends) - 1  # the largest number of words that fits lies in [low, high]
-        if (bare := len(self._encode(""))) > self.max_tokens:
+        if (bare := len(self._encode("", example))) > self.max_tokens:
             raise LLMGymError(
                 f"max_prompt_tokens={self.max_tokens} is too small: the prompt takes {bare} tokens without a source"
             )
         while low < high:
             middle = (low + high + 1) // 2
-            fits = len(self._encode(source[: ends[middle - 1]])) <= self.max_tokens
+            fits = len(self._encode(source[: ends[middle - 1]], example)) <= self.max_tokens
             low, high = (middle, high) if fits else (low, middle - 1)
-        return Prompt(self._encode(source[: ends[low - 1]] if low else ""), len(ends) - low)
+        return Prompt(self._encode(source[: ends[low - 1]] if low else "", example), len(ends) - low)
 
-    def _encode(self, source: str) -> np.ndarray:
+    def _cleaned(self, value: Any) -> Any:
+        """Return a data row, or a value in it, without special tokens."""
+        if isinstance(value, str):
+            return self._special.sub(" ", value)
+        if isinstance(value, list):
+            return [self._cleaned(item) for item in value]
+        return {key: self._cleaned(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def _encode(self, source: str, example: dict[str, Any]) -> np.ndarray:
+        instruction = self.task.instruct(self.instruction, example)
         if self.template == "plain":
-            ids = self.tokenizer(self.task.plain(self.instruction, source))["input_ids"]
+            ids = self.tokenizer(self.task.plain(instruction, source, example))["input_ids"]
             ids = _without_trailing_eos(ids, self.tokenizer)
         else:
             text = self.tokenizer.apply_chat_template(
-                self.task.messages(self.instruction, source), add_generation_prompt=True, tokenize=False
+                self.task.messages(instruction, source, example), add_generation_prompt=True, tokenize=False
             )
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, np.int32)
+
+
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return a pattern of the tokenizer's special tokens written out.
+
+    A document or a partner must not be able to end its own turn: they are taken out of whatever is given.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
 
 
 def _without_trailing_eos(ids: list[int], tokenizer: Any) -> list[int]:

@@ -14,8 +14,10 @@ from gymnasium.vector.utils import batch_space
 
 from llm_gym import feedback as feedbacks
 from llm_gym.data import load_examples
+from llm_gym.envs.conversation import ReplyTemplate
+from llm_gym.envs.partner import make_partner
 from llm_gym.envs.prompts import Prompt, PromptBuilder
-from llm_gym.envs.render import render_text
+from llm_gym.envs.render import colour, render_text
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, RenderModeError, positive
@@ -28,11 +30,13 @@ GIVEN, WRITTEN = 1, 2  # `roles`; 0 is padding
 class TextVectorEnv(VectorEnv):
     """N token-level episodes of one task, held in preallocated arrays.
 
-    A step appends one token to every running row. A row ends when it emits a stop token or has written
-    `max_new_tokens`; everything that ends together is scored in one call of the feedback.
+    A step appends one token to every running row. A turn ends when the agent emits a stop token or has written
+    `max_new_tokens`; in a conversation the partner then answers, until its goals are settled. Everything that ends
+    together is scored in one call of the feedback.
 
     Observations are a dict of copies: `input_ids` int32 `(N, C)`, `roles` int8 `(N, C)` (0 padding, 1 given,
-    2 written by the agent) and `tokens_left` int32 `(N, 1)`; C = `max_prompt_tokens + max_new_tokens`.
+    2 written by the agent) and `tokens_left` int32 `(N, 1)`; C = `max_prompt_tokens + max_turns * max_new_tokens`, and
+    in a conversation the task's `max_reply_tokens` for each reply.
 
     Args:
         task: The task, as `module:class`.
@@ -48,6 +52,7 @@ class TextVectorEnv(VectorEnv):
         template: `chat` or `plain`.
         max_prompt_tokens: Longest prompt; a longer source is cut and `info["words_cut"]` says by how much.
         max_new_tokens: Cap of a turn.
+        partner: Who answers in a conversation: `script` (the default), or the name of a causal language model.
         render_mode: `ansi`, `human` or None.
 
     Raises:
@@ -71,6 +76,7 @@ class TextVectorEnv(VectorEnv):
         template: str = "chat",
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
+        partner: str | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.task = load_task(task)
@@ -87,6 +93,13 @@ class TextVectorEnv(VectorEnv):
             "max_new_tokens", self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
         )
 
+        if partner is not None and self.task.max_turns == 1:
+            raise LLMGymError(
+                f"partner={partner!r} does not apply: {self.task.name!r} is no conversation; leave it out"
+            )
+        self.context = self.max_prompt_tokens + self.task.max_turns * self.max_new_tokens
+        self.context += (self.task.max_turns - 1) * self.task.max_reply_tokens
+
         self.feedback = feedbacks.build(self.task.feedback if feedback is None else feedback)
         self.examples = load_examples(data, split, self.task, columns)
         self._index = {example["id"]: i for i, example in enumerate(self.examples)}
@@ -95,11 +108,13 @@ class TextVectorEnv(VectorEnv):
             self.task, self.tokenizer, instruction or self.task.instruction, template, self.max_prompt_tokens
         )
         self._prompts: dict[int, Prompt] = {}
+        self.partner = make_partner(partner, self.task)
+        self._reply_template = ReplyTemplate(self.tokenizer, template) if self.task.max_turns > 1 else None
         self._build_spaces(tokenizer)
         self._allocate()
 
     def _build_spaces(self, tokenizer: str) -> None:
-        size, context = len(self.tokenizer), self.max_prompt_tokens + self.max_new_tokens
+        size, context = len(self.tokenizer), self.context
         self._stops = np.zeros(size, bool)
         stops = stop_ids(tokenizer, self.tokenizer)
         self._stops[list(stops)] = True
@@ -115,18 +130,29 @@ class TextVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def _allocate(self) -> None:
-        n, context = self.num_envs, self.max_prompt_tokens + self.max_new_tokens
+        n, context = self.num_envs, self.context
         self._ids = np.zeros((n, context), np.int32)
         self._roles = np.zeros((n, context), np.int8)
         self._left = np.zeros((n, 1), np.int32)
+        self._log_probs = np.full((n, context), np.nan, np.float32)
         self._length = np.zeros(n, np.int64)
         self._prompt_length = np.zeros(n, np.int64)
+        self._turn_start = np.zeros(n, np.int64)
+        self._turn = np.zeros(n, np.int64)
+        self._turns: list[list[dict[str, str]]] = [[] for _ in range(n)]
+        self._unscored: list[tuple[int, Episode]] = []
+        self._scored: list[list[Episode]] = [[] for _ in range(n)]
         self._example = np.zeros(n, np.int64)
         self._done = np.ones(n, bool)
         self._started = False
         self.generators: list[np.random.Generator | None] = [None] * n
         self.episodes: list[Episode | None] = [None] * n
         """The last finished episode of each row: the whole record behind `info`."""
+
+    @property
+    def done(self) -> np.ndarray:
+        """Which rows have ended, bool `(N,)`."""
+        return self._done.copy()
 
     @property
     def example_ids(self) -> list[str]:
@@ -185,9 +211,12 @@ class TextVectorEnv(VectorEnv):
                 )
         return [None if name is None else self._index[name] for name in ids]
 
-    def _begin(self, rows: np.ndarray, chosen: list[int | None] | None = None) -> dict[str, Any]:
-        """Write the prompts of new episodes into `rows`."""
-        infos: dict[str, Any] = {}
+    def _begin(
+        self, rows: np.ndarray, chosen: list[int | None] | None = None, infos: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the prompts of new episodes into `rows`, and what there is to know of them into `infos`."""
+        infos = {} if infos is None else infos
+        self._unscored = [(row, turn) for row, turn in self._unscored if row not in rows]
         for row in rows:
             index = None if chosen is None else chosen[row]
             if index is None:
@@ -201,7 +230,10 @@ class TextVectorEnv(VectorEnv):
             self._roles[row] = 0
             self._roles[row, :size] = GIVEN
             self._left[row] = self.max_new_tokens
-            self._length[row] = self._prompt_length[row] = size
+            self._length[row] = self._prompt_length[row] = self._turn_start[row] = size
+            self._turn[row] = 0
+            self._scored[row] = []
+            self._turns[row] = self.task.opening(self.examples[index])
             self._example[row] = index
             self._done[row] = False
             info = {"example": self.examples[index]["id"], "words_cut": prompt.words_cut}
@@ -232,58 +264,24 @@ class TextVectorEnv(VectorEnv):
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and resting.any():
             infos = self._begin(np.flatnonzero(resting))
         rows = np.flatnonzero(~resting)
-        ended = self.write(rows, actions[rows])
+        self.end_turns(self.write(rows, actions[rows]))
         rewards = np.zeros(self.num_envs)
-        for row, episode in zip(ended, self.score(ended), strict=True):
-            rewards[row] = episode.reward
-            infos = self._add_info(infos, _final_info(episode), int(row))
+        finals: dict[int, dict[str, Any]] = {}
+        for row, turn in self.score():
+            rewards[row] = turn.reward
+            info = _turn_info(turn)
+            if not turn.over:
+                info["reply"] = self.said(row)
+            if turn.over and self.autoreset_mode is AutoresetMode.SAME_STEP:
+                finals[row] = info
+            else:
+                infos = self._add_info(infos, info, row)
         terminations = self._done.copy()
         if self.render_mode == "human":
             self.render()
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
-            infos = self._restart(ended, infos)
+        if finals:
+            infos = self._restart(finals, infos)
         return self.observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
-
-    def write(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Append one token to each of `rows`, and record what ended, unscored.
-
-        `step` is this and `score`. A collector that needs no reward before all rows have ended calls the two itself,
-        so that everything is scored in one batch.
-
-        Args:
-            rows: int `(n,)`, running rows.
-            tokens: int `(n,)`, one token for each.
-
-        Returns:
-            int `(m,)`, the rows whose text ended; their records are in `episodes`.
-        """
-        column = self._length[rows]
-        self._ids[rows, column] = tokens
-        self._roles[rows, column] = WRITTEN
-        self._length[rows] += 1
-        self._left[rows] -= 1
-        stopped = self._stops[tokens]
-        over = stopped | (self._left[rows, 0] == 0)
-        for row, stop in zip(rows[over], stopped[over], strict=True):
-            self.episodes[row] = self._record(row, "stop" if stop else "length")
-            self._done[row] = True
-        return rows[over]
-
-    def score(self, rows: np.ndarray) -> list[Episode]:
-        """Score what ended in `rows`, in one call of the feedback, and return it.
-
-        Raises:
-            LLMGymError: The feedback is not finite.
-        """
-        episodes: list[Episode] = [self.episodes[row] for row in rows]  # type: ignore[misc]
-        for episode, score in zip(episodes, self.feedback(episodes) if episodes else (), strict=True):
-            if not np.isfinite(score.value):
-                raise LLMGymError(
-                    f"the feedback gave {score.value} for example {episode.example['id']!r} (parts {score.parts}); "
-                    "a reward must be finite: mend or remove that part"
-                )
-            episode.reward, episode.parts = float(score.value), dict(score.parts)
-        return episodes
 
     def _checked(self, actions: Any) -> np.ndarray:
         actions = np.asarray(actions)
@@ -296,30 +294,132 @@ class TextVectorEnv(VectorEnv):
             raise LLMGymError(f"action {bad} is outside the vocabulary of {len(self._stops)} tokens")
         return actions
 
+    def write(self, rows: np.ndarray, tokens: np.ndarray, log_probs: np.ndarray | None = None) -> np.ndarray:
+        """Append one token to each of `rows`.
+
+        `step` is this, `end_turns` and `score`. A collector that needs no reward before the end calls them itself:
+        partners then answer, and scorers judge, many rows at once.
+
+        Args:
+            rows: int `(n,)`, running rows.
+            tokens: int `(n,)`, one token for each.
+            log_probs: float `(n,)`, what the agent thought of them, for `render`.
+
+        Returns:
+            int `(m,)`, the rows whose turn is over. They take no further token before `end_turns`.
+        """
+        column = self._length[rows]
+        self._ids[rows, column] = tokens
+        self._roles[rows, column] = WRITTEN
+        self._log_probs[rows, column] = np.nan if log_probs is None else log_probs
+        self._length[rows] += 1
+        self._left[rows] -= 1
+        return rows[self._stops[tokens] | (self._left[rows, 0] == 0)]
+
+    def end_turns(self, rows: np.ndarray) -> None:
+        """Record the turns of `rows`, unscored; let the partner answer them, or end the episode."""
+        turns = [self._record_turn(row) for row in rows]
+        going_on = [turn for row, turn in zip(rows, turns, strict=True) if self._turn[row] < self.task.max_turns]
+        replies = iter(self.partner(going_on) if going_on else ())
+        for row, turn in zip(rows, turns, strict=True):
+            reply = next(replies) if self._turn[row] < self.task.max_turns else None
+            fits = reply is not None and self._begin_turn(row, reply)
+            turn.over = not fits
+            self._unscored.append((int(row), turn))
+            if turn.over:
+                self._done[row] = True
+                self.episodes[row] = self._record(row, turn.finish_reason if reply is None else "context")
+
+    def _record_turn(self, row: int) -> Episode:
+        """Return the record of the turn that `row` has just ended."""
+        ids = self._ids[row, self._turn_start[row] : self._length[row]]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        self._turns[row].append({"role": "agent", "text": text})
+        self._turn[row] += 1
+        return self._episode(row, text, "stop" if self._stops[ids[-1]] else "length")
+
+    def _begin_turn(self, row: int, reply: str) -> bool:
+        """Append the partner's reply; return whether it and another turn fit into the context."""
+        assert self._reply_template is not None
+        start = self._length[row]
+        ids = self._reply_template(reply, int(self._ids[row, start - 1]))
+        end = start + len(ids)
+        if end + self.max_new_tokens > self.context:
+            return False
+        self._ids[row, start:end] = ids
+        self._roles[row, start:end] = GIVEN
+        self._length[row] = self._turn_start[row] = end
+        self._left[row] = self.max_new_tokens
+        self._turns[row].append({"role": "partner", "text": reply})
+        return True
+
     def _record(self, row: int, finish_reason: str) -> Episode:
+        """Return the record of the whole episode."""
+        text = "\n".join(turn["text"] for turn in self._turns[row] if turn["role"] == "agent")
+        return self._episode(row, text, finish_reason)
+
+    def _episode(self, row: int, text: str, finish_reason: str) -> Episode:
         start, end = self._prompt_length[row], self._length[row]
-        response = self._ids[row, start:end].copy()
-        text = self.tokenizer.decode(response, skip_special_tokens=True).strip()
         return self.task.episode(
             self.examples[self._example[row]],
             text,
             prompt_ids=self._ids[row, :start].copy(),
-            response_ids=response,
+            response_ids=self._ids[row, start:end].copy(),
             agent_mask=self._roles[row, start:end] == WRITTEN,
             finish_reason=finish_reason,
-            turns=[{"role": "agent", "text": text}],
+            turns=list(self._turns[row]),
         )
 
-    def _restart(self, rows: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
+    def score(self) -> list[tuple[int, Episode]]:
+        """Score all turns that have ended since the last time, in one call of the feedback.
+
+        Returns:
+            The row and the record of each turn. Its `reward` and `parts` are its own; the episode's, in `episodes`,
+            are the sums.
+
+        Raises:
+            LLMGymError: The feedback is not finite.
+        """
+        unscored, self._unscored = self._unscored, []
+        turns = [turn for _, turn in unscored]
+        for (row, turn), score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
+            if not np.isfinite(score.value):
+                raise LLMGymError(
+                    f"the feedback gave {score.value} for example {turn.example['id']!r} (parts {score.parts}); "
+                    "a reward must be finite: mend or remove that part"
+                )
+            turn.reward = float(score.value) / self.task.max_turns
+            turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
+            self._scored[row].append(turn)
+            if turn.over:
+                self._sum_up(row)
+        return unscored
+
+    def _sum_up(self, row: int) -> None:
+        episode, turns = self.episodes[row], self._scored[row]
+        assert episode is not None
+        episode.reward = sum(turn.reward for turn in turns)  # type: ignore[misc]
+        episode.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
+
+    def _restart(self, last: dict[int, dict[str, Any]], infos: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: put what ended aside as `final_obs` and `final_info`, and begin anew."""
         observation = self.observation()
-        finals: dict[str, Any] = {}
-        for row in rows:
-            episode = self.episodes[row]
-            assert episode is not None
+        for row, info in last.items():
             final = {key: value[row] for key, value in observation.items()}
-            finals = self._add_info(finals, {"final_obs": final, "final_info": _final_info(episode)}, int(row))
-        return {**self._begin(rows), **finals}
+            infos = self._add_info(infos, {"final_obs": final, "final_info": info}, row)
+        return self._begin(np.fromiter(last, np.int64), infos=infos)
+
+    def length(self, row: int) -> int:
+        """Return how many tokens `row` holds."""
+        return int(self._length[row])
+
+    def said(self, row: int) -> str:
+        """Return what was said last in `row`."""
+        return self._turns[row][-1]["text"]
+
+    def reference_turn(self, row: int) -> str | None:
+        """Return what a person would write now in `row`, if the data has that."""
+        return self.task.reference_turn(self.examples[self._example[row]], self._turns[row])
 
     def observation(self) -> dict[str, np.ndarray]:
         """Return the observation of all rows."""
@@ -341,20 +441,28 @@ class TextVectorEnv(VectorEnv):
         return None
 
     def _render_row(self, row: int) -> str:
-        start, end = self._prompt_length[row], self._length[row]
+        start, end = self._turn_start[row], self._length[row]
         prompt = self.tokenizer.decode(self._ids[row, :start], skip_special_tokens=True)
-        text = self.tokenizer.decode(self._ids[row, start:end], skip_special_tokens=True)
+        pieces = self._pieces(self._ids[row, start:end])
+        known = self._log_probs[row, start:end]
+        in_colour = self.render_mode == "human" and not np.isnan(known).all()
         episode = self.episodes[row] if self._done[row] else None
-        return render_text(prompt, text, int(self._left[row, 0]), episode)
+        coloured = colour(pieces, known.tolist()) if in_colour else None
+        return render_text(prompt, "".join(pieces), int(self._left[row, 0]), episode, coloured)
+
+    def _pieces(self, ids: np.ndarray) -> list[str]:
+        """Return what each token adds to the text."""
+        texts = [self.tokenizer.decode(ids[: i + 1], skip_special_tokens=True) for i in range(len(ids))]
+        return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
 
-def _final_info(episode: Episode) -> dict[str, Any]:
+def _turn_info(turn: Episode) -> dict[str, Any]:
     return {
-        "example": episode.example["id"],
-        "text": episode.text,
-        "finish_reason": episode.finish_reason,
-        "score": episode.reward,
-        "parts": dict(episode.parts),
+        "example": turn.example["id"],
+        "text": turn.text,
+        "finish_reason": turn.finish_reason,
+        "score": turn.reward,
+        "parts": dict(turn.parts),
     }
 
 

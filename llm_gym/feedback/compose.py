@@ -23,6 +23,9 @@ SCORERS: dict[str, str] = {
     "repetition": "llm_gym.feedback.rules:Repetition",
     "brevity": "llm_gym.feedback.rules:Brevity",
     "complete": "llm_gym.feedback.rules:Complete",
+    "goals": "llm_gym.feedback.rules:Goals",
+    "tone": "llm_gym.feedback.zero_shot:Tone",
+    "topic": "llm_gym.feedback.zero_shot:Topic",
     "length": "llm_gym.feedback.rules:Length",
     "key_facts": "llm_gym.feedback.reference:KeyFacts",
     "chrf": "llm_gym.feedback.reference:ChrF",
@@ -138,4 +141,5 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
 
 def _key(episode: Episode) -> tuple[Any, ...]:
     facts = tuple(episode.example.get("facts") or ())
-    return episode.source, episode.text, episode.finish_reason, episode.reference, facts
+    before = tuple(turn["text"] for turn in episode.turns[:-1])
+    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, before, episode.over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,20 +96,28 @@ def language_model(model: str) -> LanguageModel:
 
 
 class _Likelihood(Scorer):
-    """What the likelihood scorers share: a model and a prompt with a place for the source."""
+    """What the likelihood scorers share: a model and a prompt.
+
+    `{source}` in the prompt stands for the source, `{said}` for what the partner of a conversation said last.
+    """
 
     def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT) -> None:
         if "{source}" not in prompt:
             raise LLMGymError(f"prompt={prompt!r} must contain '{{source}}', where the source text goes")
-        if not prompt.replace("{source}", "").strip():
-            raise LLMGymError(f"prompt={prompt!r} must say something besides '{{source}}', e.g. {PROMPT!r}")
         self.lm, self.prompt = language_model(model), prompt
 
     def given_source(self, episodes: Sequence[Episode]) -> list[float]:
-        return self.lm([(self.prompt.replace("{source}", e.source), f" {e.text}") for e in episodes])
+        return self.lm([(self._context(e, e.source), f" {e.text}") for e in episodes])
 
     def given_nothing(self, episodes: Sequence[Episode]) -> list[float]:
-        return self.lm([(self.prompt.replace("{source}", ""), f" {e.text}") for e in episodes])
+        return self.lm([(self._context(e, ""), f" {e.text}") for e in episodes])
+
+    def _context(self, episode: Episode, source: str) -> str:
+        # The parts of the prompt are put together, not replaced one after the other: a source may contain "{said}".
+        return "".join(
+            {"{source}": source, "{said}": episode.said}.get(part, part)
+            for part in re.split(r"(\{source\}|\{said\})", self.prompt)
+        )
 
 
 class Likelihood(_Likelihood):
@@ -138,6 +147,8 @@ class Grounding(_Likelihood):
 
     def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT, limit: float = 3.0) -> None:
         super().__init__(model, prompt)
+        if not prompt.replace("{source}", "").strip():
+            raise LLMGymError(f"prompt={prompt!r} must say something besides '{{source}}', e.g. {PROMPT!r}")
         self.limit = limit
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llm_gym.episode import Episode
-from llm_gym.errors import positive
+from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.base import Scorer
 
 
@@ -99,6 +99,27 @@ class Complete(Scorer):
         return [
             float(e.finish_reason == "stop" and bool(re.search(r"[.!?][\"')\]]*$", e.text.strip()))) for e in episodes
         ]
+
+
+class Goals(Scorer):
+    """The share of the partner's goals that were met, when the conversation is over; 0 in the turns before."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the shares.
+
+        Raises:
+            LLMGymError: The task has no goals.
+        """
+        return [_goals_met(e) if e.over else 0.0 for e in episodes]
+
+
+def _goals_met(episode: Episode) -> float:
+    from llm_gym.tasks.dialogue import progress
+
+    goals = episode.example.get("goals")
+    if not goals:
+        raise LLMGymError(f"example {episode.example.get('id')!r} has no 'goals': the scorer 'goals' is for dialogues")
+    return sum(progress(goals, episode.turns).met) / len(goals)
 
 
 class Length(Scorer):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from llm_gym.errors import LLMGymError
+from llm_gym.models.bundled import BUNDLED, place
 from llm_gym.models.catalogue import CATALOGUE, closest, names
 from llm_gym.models.fetch import fetch, one_line, quiet_transformers, read_gguf, read_marker
 
@@ -27,7 +28,7 @@ def resolve(name: str) -> str:
     """Turn what users type into what `from_pretrained` reads; a catalogue model is fetched if need be.
 
     Args:
-        name: A catalogue name, a local folder (safetensors, or one GGUF file), a `.gguf` file, or a hub id.
+        name: A catalogue or bundled name, a local folder (safetensors, or one GGUF file), a `.gguf` file, or a hub id.
 
     Returns:
         A local folder, a local `.gguf` file, or the hub id unchanged. The hub is not asked.
@@ -37,6 +38,8 @@ def resolve(name: str) -> str:
     """
     if name in CATALOGUE:
         return str(fetch(name))
+    if name in BUNDLED:
+        return str(place(name))
     path = Path(name).expanduser()
     if name.endswith(".gguf") and path.is_file():
         return str(path)

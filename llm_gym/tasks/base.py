@@ -19,11 +19,13 @@ class Task:
         optional: Columns that a row may have.
         source_column: The column that the agent reads; a long one is cut to fit the prompt.
         reference_column: The column with a person's answer; only second judges read it.
-        instruction: What the agent is asked to do.
+        instruction: What the agent is asked to do; `{column}` stands for the row's value of that column.
         feedback: Default training feedback, a spec for `llm_gym.feedback.build`.
         judge: The second judge: a spec that may read the reference, and that training never sees.
         max_prompt_tokens: Default longest prompt.
         max_new_tokens: Default cap of a turn.
+        max_turns: The most turns an agent can have; more than one makes the task a conversation.
+        max_reply_tokens: Tokens that the context has for each reply of the partner.
     """
 
     name: ClassVar[str]
@@ -37,23 +39,51 @@ class Task:
     judge: ClassVar[dict[str, Any]]
     max_prompt_tokens: ClassVar[int] = 320
     max_new_tokens: ClassVar[int] = 48
+    max_turns: ClassVar[int] = 1
+    max_reply_tokens: ClassVar[int] = 0
 
-    def messages(self, instruction: str, source: str) -> list[dict[str, str]]:
+    def check(self, example: dict[str, Any]) -> str | None:
+        """Return what is wrong with a data row beyond the types of its columns, or None."""
+        return None
+
+    def instruct(self, instruction: str, example: dict[str, Any]) -> str:
+        """Return the instruction for one row, each `{column}` replaced by the row's value."""
+        for column in (*self.required, *self.optional):
+            if isinstance(example.get(column), str):
+                instruction = instruction.replace("{" + column + "}", example[column])
+        return instruction
+
+    def messages(self, instruction: str, source: str, example: dict[str, Any]) -> list[dict[str, str]]:
         """Return the chat that opens an episode."""
         return [{"role": "user", "content": f"{instruction}\n\n{source}"}]
 
-    def plain(self, instruction: str, source: str) -> str:
+    def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
         """Return the prompt for a base model that has no chat template."""
         return f"{instruction}\n\nText:\n{source}\n\nAnswer:"
+
+    def opening(self, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return what has been said when the agent's first turn begins: in a conversation, the partner's first line."""
+        return []
+
+    def reply(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
+        """Return what the partner says after `turns`, or None where the conversation is over."""
+        return None
 
     def source(self, example: dict[str, Any]) -> str:
         """Return what the agent reads of a data row."""
         return example[self.source_column]
 
+    def reference(self, example: dict[str, Any]) -> str | None:
+        """Return what a person wrote for a data row, if it has that."""
+        return example.get(self.reference_column) if self.reference_column else None
+
+    def reference_turn(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
+        """Return what a person would write after `turns`; what `agents.ReferenceAgent` says."""
+        return self.reference(example)
+
     def episode(self, example: dict[str, Any], text: str, **fields: Any) -> Episode:
         """Return the record of `text` written for `example`; `fields` are further fields of `Episode`."""
-        reference = example.get(self.reference_column) if self.reference_column else None
-        return Episode(example, source=self.source(example), text=text, reference=reference, **fields)
+        return Episode(example, source=self.source(example), text=text, reference=self.reference(example), **fields)
 
 
 def load_task(path: str) -> Task:

@@ -1,0 +1,43 @@
+"""The agent that says what a person wrote: the mark to aim at, and a check of feedback and environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llm_gym.errors import LLMGymError
+
+
+class ReferenceAgent:
+    """Writes the reference of each row, in a conversation its author's answer to what was asked last.
+
+    Args:
+        envs: The `TextVectorEnv` that it is going to act in; it looks up there which example a row is about.
+    """
+
+    def __init__(self, envs: Any) -> None:
+        self.envs = envs
+        self._plans: dict[int, list[int]] = {}
+
+    def act(
+        self, obs: dict[str, np.ndarray], rows: np.ndarray, deterministic: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the next token of each row's text, and log-probability 0; see `LLMPolicy.act`.
+
+        Raises:
+            LLMGymError: An example has no reference.
+        """
+        tokens = []
+        for row in rows.tolist():
+            if obs["tokens_left"][row, 0] == self.envs.max_new_tokens:  # a turn begins
+                self._plans[row] = self._plan(row)
+            tokens.append(self._plans[row].pop(0))
+        return np.array(tokens, np.int64), np.zeros(len(tokens), np.float32)
+
+    def _plan(self, row: int) -> list[int]:
+        text = self.envs.reference_turn(row)
+        if text is None:
+            raise LLMGymError("the data has no references for this agent to say; give a file that has them")
+        ids = self.envs.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids[: self.envs.max_new_tokens - 1], self.envs.single_action_space.stop_ids[0]]

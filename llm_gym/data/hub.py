@@ -1,0 +1,72 @@
+"""Rows of a data set from the Hugging Face hub, or of a local folder laid out like one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llm_gym.errors import LLMGymError
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+
+
+def is_hub_id(data: str) -> bool:
+    """Return whether `data` looks like a data set's name, `owner/name` or `owner/name:config`.
+
+    >>> is_hub_id("knkarthick/dialogsum"), is_hub_id("data/rows.jsonl"), is_hub_id("../rows")
+    (True, True, False)
+    """
+    return HUB_ID.fullmatch(data) is not None and not data.startswith(".")
+
+
+def read_hub(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read all splits of a data set; nothing in it is executed.
+
+    A `split` column says where each row belongs. A data set without a test or validation split gives a tenth of its
+    training rows to each that it lacks, chosen by a hash of the row.
+
+    Args:
+        name: `owner/name`, `owner/name:config`, or a local folder of JSONL, CSV or Parquet files by split.
+
+    Returns:
+        An iterator of (row number from 1, row).
+
+    Raises:
+        LLMGymError: `datasets` is not installed, or the data set cannot be loaded or has no training rows.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise LLMGymError(f"reading {name} needs datasets: pip install llm-gym[hub]") from error
+    path, _, config = name.partition(":")
+    try:
+        found = datasets.load_dataset(path, config or None)
+    except Exception as error:  # datasets, its file systems and its network raise many kinds
+        what = " ".join(str(error).split())[:200]
+        raise LLMGymError(
+            f"cannot load data set {name!r} ({type(error).__name__}: {what}); "
+            "check its name and the network, or give a local file"
+        ) from error
+    rows = [{**row, "split": SPLITS[split]} for split, part in found.items() if split in SPLITS for row in part]
+    if not any(row["split"] == "train" for row in rows):
+        raise LLMGymError(f"data set {name!r} has splits {', '.join(found)}, but no 'train'; give a file instead")
+    yield from enumerate(_completed(rows), 1)
+
+
+def _completed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Move a tenth of the training rows into each split that is missing."""
+    missing = [split for split in ("test", "validation") if all(row["split"] != split for row in rows)]
+    train = sorted((row for row in rows if row["split"] == "train"), key=_digest)
+    share = max(1, len(train) // 10)
+    for i, split in enumerate(missing):
+        for row in train[i * share : (i + 1) * share]:
+            row["split"] = split
+    return rows
+
+
+def _digest(row: dict[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest()

@@ -1,0 +1,133 @@
+"""Who answers the agent in a conversation."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from llm_gym.envs.prompts import special_tokens
+from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
+from llm_gym.feedback.memory import Memory
+from llm_gym.tasks import Task
+
+BATCH = 16
+REACTION_TOKENS = 20
+
+
+class Partner(ABC):
+    """Answers the turns of several conversations; what it says depends on nothing but the record."""
+
+    @abstractmethod
+    def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
+        """Return a reply to each turn, None where the partner has nothing left to say."""
+
+
+class ScriptedPartner(Partner):
+    """Says what the task's scenario has it say."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
+        """Return the lines of the script."""
+        return [self.task.reply(turn.example, turn.turns) for turn in turns]
+
+
+class ModelPartner(Partner):
+    """Reacts through a language model, and then says what the scenario has it say.
+
+    The model reads who the partner is, what it knows and the agent's words as a quotation; it sees neither the agent's
+    instruction nor its briefing. It words the reaction only: which goal comes next is the scenario's business, so no
+    words of the agent talk the partner out of its goals. Decoding is greedy, and what was said once is remembered.
+
+    Args:
+        task: The conversation.
+        model: Name of a causal language model with a chat template.
+
+    Raises:
+        LLMGymError: The model has no chat template.
+    """
+
+    def __init__(self, task: Task, model: str) -> None:
+        from llm_gym.models.load import load_tokenizer
+
+        self.task, self.model = task, model
+        self.tokenizer = load_tokenizer(model)
+        if not self.tokenizer.chat_template:
+            raise LLMGymError(
+                f"partner={model!r} has no chat template, which a partner needs; choose an instruct model"
+            )
+        self._special = special_tokens(self.tokenizer)
+        self._known = Memory()
+
+    def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
+        """Return a reaction and the line of the script each."""
+        lines = [self.task.reply(turn.example, turn.turns) for turn in turns]
+        prompts = [None if line is None else self._prompt(turn) for turn, line in zip(turns, lines, strict=True)]
+        new = sorted({prompt for prompt in prompts if prompt is not None and prompt not in self._known}, key=len)
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            for prompt, reaction in zip(batch, self._react(batch), strict=True):
+                self._known[prompt] = reaction
+        return [
+            None if prompt is None else f"{self._known[prompt]} {line}".strip()
+            for prompt, line in zip(prompts, lines, strict=True)
+        ]
+
+    def _prompt(self, turn: Episode) -> str:
+        row = turn.example
+        known = " ".join(row.get("facts") or ())
+        system = f"You are {row['partner']}. {row['situation']} {known} You talk like this: {row['manner']}."
+        heard = self._special.sub(" ", turn.turns[-1]["text"]).replace('"', "'")
+        asked = (
+            f'You asked: "{turn.said}" The other person answered: "{heard}"\n'
+            "Say in a few words what you think of the answer. Ask nothing."
+        )
+        chat = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+        return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+
+    def _react(self, prompts: list[str]) -> list[str]:
+        import torch
+
+        from llm_gym.models.load import shared_causal_lm, stop_ids
+
+        model = shared_causal_lm(self.model, dtype="float32")
+        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        width = max(map(len, rows))
+        stops = stop_ids(self.model, self.tokenizer)
+        ids = torch.full((len(rows), width), stops[0])
+        seen = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(row)
+            seen[i, width - len(row) :] = 1
+        with torch.no_grad():
+            out = model.generate(
+                ids.to(model.device),
+                attention_mask=seen.to(model.device),
+                max_new_tokens=REACTION_TOKENS,
+                do_sample=False,
+                eos_token_id=list(stops),
+                pad_token_id=stops[0],
+            )
+        return [_first_sentence(text) for text in self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+
+
+def _first_sentence(text: str) -> str:
+    """Return the first whole sentence of a model's text, if it is a statement.
+
+    >>> _first_sentence(' "That is good news! I hoped')
+    'That is good news!'
+    """
+    found = re.match(r"[^.!?\n]*[.!]", " ".join(text.replace('"', "").split()))
+    return found.group() if found else ""
+
+
+def make_partner(name: str | None, task: Task) -> Partner:
+    """Return the partner behind a name: `script` or None for the scenario's, else a model's.
+
+    Raises:
+        LLMGymError: The model cannot be a partner.
+    """
+    return ScriptedPartner(task) if name in (None, "script") else ModelPartner(task, str(name))

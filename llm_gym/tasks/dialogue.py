@@ -1,0 +1,180 @@
+"""Dialogue-v0: serve a partner who wants several things, over several turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from llm_gym.tasks.base import Task
+
+WORDS = ("want", "ask", "again", "answer")
+
+
+class Progress(NamedTuple):
+    """How far a conversation has come.
+
+    Attributes:
+        met: For each goal that is settled, whether it was met.
+        asked: How often the goal in question has been asked without success.
+    """
+
+    met: tuple[bool, ...]
+    asked: int
+
+
+def progress(goals: Sequence[dict[str, Any]], turns: Sequence[dict[str, str]]) -> Progress:
+    """Return how far the agent's `turns` have brought the partner's `goals`.
+
+    A goal is met by the turn that answers it, if all of its key words are in it. After two turns without them the
+    partner gives it up and goes on to the next.
+
+    >>> goals = [{"key": ["21:40"]}, {"key": ["platform 2"]}]
+    >>> progress(goals, [{"role": "agent", "text": "It leaves at 21:40."}])
+    Progress(met=(True,), asked=0)
+    """
+    met: list[bool] = []
+    asked = 0
+    for turn in turns:
+        if turn["role"] != "agent" or len(met) == len(goals):
+            continue
+        found = says(turn["text"], goals[len(met)]["key"])
+        if found or asked:
+            met.append(found)
+            asked = 0
+        else:
+            asked = 1
+    return Progress(tuple(met), asked)
+
+
+def says(text: str, keys: Sequence[str]) -> bool:
+    """Return whether all `keys` stand in `text` as whole words, whatever their case, also in the plural.
+
+    >>> says("Two Lockers are free from 21:40.", ["locker", "21:40"]), says("It costs 500.", ["50"])
+    (True, False)
+    """
+    return all(re.search(rf"(?<!\w){re.escape(key.lower())}(?:s|es)?(?!\w)", text.lower()) for key in keys)
+
+
+class Dialogue(Task):
+    """Serve a partner who wants several things, over several turns.
+
+    ## Description
+    The agent plays a role (a clerk, a librarian, a landlord) and has a briefing; the partner comes with goals, raises
+    them one after the other, asks once more where an answer did not help, and leaves when all are settled. The bundled
+    corpus has 64 scenarios written for this project. The partner follows a script, or speaks through a language model
+    (`partner="smollm2-135m"`); it never sees the agent's instruction or briefing, and what it wants next is decided by
+    its goals and by what was answered, never by what the agent tells it to do.
+
+    ## Action Space
+    `Discrete(V)`: the id of the next token, V = `len(tokenizer)`.
+
+    ## Observation Space
+    | key | space | what |
+    |---|---|---|
+    | `input_ids` | `Box(0, V-1, (C,), int32)` | prompt, earlier turns and what was written, padded on the right |
+    | `roles` | `Box(0, 2, (C,), int8)` | 0 padding, 1 given (the partner's turns too), 2 written by the agent |
+    | `tokens_left` | `Box(0, max_new_tokens, (1,), int32)` | tokens that may still be written in this turn |
+
+    C = `max_prompt_tokens + 5 * max_new_tokens + 4 * 64`, for five turns and four replies.
+
+    ## Starting State
+    The prompt: the role, the situation, the briefing and the partner's first line, of a scenario drawn from the split
+    or of the one that `reset(options={"example": id})` names.
+
+    ## Rewards
+    0 within a turn; when a turn ends, the feedback's value for it, divided by the most turns there can be (five). By
+    default a turn costs what it lacks (likelihood, completeness) and what it repeats or reads off the briefing, so that
+    a perfect turn is worth 0 and talking longer earns nothing; when the conversation is over, the share of goals met
+    counts.
+
+    ## Episode End
+    Terminated when all goals are settled or after five turns (`finish_reason` `stop` or `length`, of the last turn), or
+    when the next turn would not fit into the context (`context`). Never truncated.
+
+    ## Information
+    On reset `example` (its id) and `words_cut` (words of the briefing that did not fit into the prompt). When a turn
+    ends `text`, `finish_reason`, `score`, `parts`, `example`, and `reply` if the partner answers.
+
+    ## Arguments
+    `partner` (`script`, or a model's name), `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`,
+    `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data
+    columns: `situation`, `role`, `briefing`, `partner`, `manner`, `facts`, `goals` (each with `want`, `ask`, `again`,
+    `answer` and `key`), `closing`; JSONL or Parquet.
+
+    ## References
+    Budzianowski et al. 2018, MultiWOZ (goals of a user); Abdulhai et al. 2023, LMRL-Gym (turns as actions).
+
+    ## Version History
+    - v0: first version.
+    """
+
+    name = "dialogue"
+    corpus = "dialogue"
+    required = ("situation", "role", "briefing", "partner", "manner", "goals", "closing")
+    optional = ("kind", "facts")
+    instruction = "{role} {situation} Answer the other person in one short, friendly sentence, using what you know."
+    max_prompt_tokens = 224
+    max_new_tokens = 40
+    max_turns = 5
+    max_reply_tokens = 64
+    feedback = {
+        "goals": {"weight": 30.0},
+        "likelihood": {"weight": 1.0, "ceiling": -2.0, "prompt": "{source}\n\n{said}\n\nAnswer:"},
+        "complete": {"weight": 2.0},
+        "copying": {"weight": -0.5, "run": 6},
+        "repetition": {"weight": -3.0},
+    }
+    judge = {
+        "reference_similarity": {"weight": 1 / 2},
+        "chrf": {"weight": 1 / 2},
+    }
+
+    def check(self, example: dict[str, Any]) -> str | None:
+        """Return what is wrong with the goals, or None."""
+        for number, goal in enumerate(example["goals"], 1):
+            for name in WORDS:
+                if not isinstance(goal.get(name), str) or not goal[name].strip():
+                    return f"goal {number} must have {name!r}, a string, not {goal.get(name)!r}"
+            keys = goal.get("key")
+            if not isinstance(keys, list) or not keys or not all(isinstance(key, str) and key.strip() for key in keys):
+                return f"goal {number} must have 'key', a list of strings, not {keys!r}"
+        return None
+
+    def source(self, example: dict[str, Any]) -> str:
+        """Return the briefing."""
+        return " ".join(example["briefing"])
+
+    def messages(self, instruction: str, source: str, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the chat that opens an episode: the agent's orders, and the partner's first line."""
+        return [
+            {"role": "system", "content": f"{instruction}\n\nWhat you know: {source}"},
+            {"role": "user", "content": example["goals"][0]["ask"]},
+        ]
+
+    def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
+        """Return the prompt for a base model that has no chat template."""
+        return f"{instruction}\n\nWhat you know: {source}\n\nPartner: {example['goals'][0]['ask']}\n\nYou:"
+
+    def opening(self, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the partner's first line, which asks for the first goal."""
+        return [{"role": "partner", "text": example["goals"][0]["ask"]}]
+
+    def reply(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
+        """Return the partner's next line by the script, or None where all goals are settled."""
+        goals = example["goals"]
+        met, asked = progress(goals, turns)
+        if len(met) == len(goals):
+            return None
+        if asked:
+            return goals[len(met)]["again"]
+        return goals[len(met)]["ask"] if met[-1] else f"Never mind. {goals[len(met)]['ask']}"
+
+    def reference(self, example: dict[str, Any]) -> str:
+        """Return the answers of the scenario's author."""
+        return " ".join(goal["answer"] for goal in example["goals"])
+
+    def reference_turn(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str:
+        """Return the author's answer to what the partner asked last."""
+        goals = example["goals"]
+        return goals[min(len(progress(goals, turns).met), len(goals) - 1)]["answer"]

@@ -1,0 +1,93 @@
+"""Data sets: the real `datasets` loader on folders of local files laid out like a hub data set."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_gym.data import load_examples
+from llm_gym.data.hub import is_hub_id
+from llm_gym.errors import LLMGymError
+from llm_gym.tasks.summary import TextSummary
+
+TASK = TextSummary()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+
+
+COLUMNS = {"document": "dialogue"}
+
+
+def write(folder: Path, **splits: int) -> str:
+    folder.mkdir(parents=True)
+    for split, count in splits.items():
+        rows = [{"dialogue": f"{split} line {i}", "summary": f"Sum {i}.", "topic": "x"} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def test_splits_and_columns_are_those_of_the_data_set(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows", train=5, validation=2, test=3)
+    for split, count in (("train", 5), ("validation", 2), ("test", 3)):
+        examples = load_examples(data, split, TASK, COLUMNS)
+        assert [example["document"] for example in examples] == [f"{split} line {i}" for i in range(count)]
+        assert examples[0]["summary"] == "Sum 0." and "topic" not in examples[0]
+
+
+def test_a_missing_split_is_a_tenth_of_the_training_rows(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows", train=40, test=3)
+    train, validation, test = (load_examples(data, split, TASK, COLUMNS) for split in ("train", "validation", "test"))
+    assert (len(train), len(validation), len(test)) == (36, 4, 3)
+    texts = [example["document"] for examples in (train, validation, test) for example in examples]
+    assert len(set(texts)) == 43 and texts == [
+        example["document"] for split in (train, validation, test) for example in split
+    ]
+
+
+def test_a_hub_id_is_loaded_by_name(tmp_path: Path) -> None:
+    """`datasets` prefers a local folder of that name, which stands in for the hub here."""
+    write(tmp_path / "owner" / "rows", train=4, validation=1, test=1)
+    code = (
+        "from llm_gym.data.hub import read_hub\n"
+        "rows = list(read_hub('owner/rows'))\n"
+        "print(len(rows), rows[0][0], rows[0][1]['split'], rows[0][1]['dialogue'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[0] == "6 1 train train line 0", done.stderr
+
+
+def test_what_looks_like_a_data_set_name() -> None:
+    assert is_hub_id("knkarthick/dialogsum") and is_hub_id("abisee/cnn_dailymail:3.0.0")
+    assert not is_hub_id("rows") and not is_hub_id("/a/b") and not is_hub_id("../b") and not is_hub_id("a/b/c")
+
+
+def test_a_folder_without_training_rows_and_a_data_set_out_of_reach_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LLMGymError, match="no 'train'"):
+        load_examples(write(tmp_path / "rows", test=3), "test", TASK, COLUMNS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LLMGymError, match="cannot load data set"):
+        load_examples(tmp_path / "empty", "test", TASK, COLUMNS)
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LLMGymError, match="cannot load data set 'nobody/nothing'.*network"):
+        load_examples("nobody/nothing", "test", TASK, COLUMNS)
+
+
+def test_without_the_library_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(LLMGymError, match=r"pip install llm-gym\[hub\]"):
+        load_examples(write(tmp_path / "rows", train=3), "train", TASK, COLUMNS)
