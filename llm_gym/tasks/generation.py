@@ -64,7 +64,7 @@ class TextGeneration(Task):
     reference_column = "continuation"
     instruction = "Continue this text with one or two short sentences in a {tone} tone. They must be about {topic}."
     max_prompt_tokens = 128
-    max_new_tokens = 48
+    max_new_tokens = 80
     feedback = {
         "tone": {"weight": 4.0},
         "topic": {"weight": 4.0},
