@@ -115,7 +115,15 @@ def test_train_for_machines_prints_one_object(
 def test_an_interrupted_run_ends_with_130_and_keeps_its_adapter(tmp_path: Path, tiny_model: str, docs: str) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "llm_gym.cli", *asking("train", tiny_model, docs, "--out", str(out))]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that was started in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -223,7 +223,7 @@ def test_attributes_and_methods_are_reached_a_row_each(env) -> None:
     assert env.get_attr("remark") == ["kept"] * 3
     assert env.env_is_wrapped(gym.Wrapper) == [False] * 3
     env.reset()
-    assert len(env.env_method("_observation", indices=[1])) == 1
+    assert len(env.env_method("observation", indices=[1])) == 1
     assert env.get_attr("metadata")[0]["autoreset_mode"] is AutoresetMode.DISABLED
 
 
