@@ -25,6 +25,7 @@ from llm_gym.models.load import load_tokenizer, pick_device
 from llm_gym.registration import find_task
 
 HELD_OUT = 48  # documents of a report: few enough to write in a minute, enough for an interval
+TEXTS = 2  # for each of them: what one sampled text happens to be worth says little of its policy
 CONFIG, ADAPTER = "config.json", "adapter"
 REFERENCE = "reference"
 """The policy that says what a person wrote."""
@@ -85,6 +86,7 @@ def environment_arguments(
     data: str | None = None,
     columns: dict[str, str] | None = None,
     feedback: str | dict[str, Any] | None = None,
+    partner: str | None = None,
 ) -> dict[str, Any]:
     """Return the environment's arguments, complete and JSON: those of the source's run, changed by what is given.
 
@@ -94,6 +96,7 @@ def environment_arguments(
         data: File of examples.
         columns: The task's column names mapped to the file's.
         feedback: Spec of the training feedback.
+        partner: Who answers in a conversation.
 
     Raises:
         LLMGymError: An unknown environment, model or scorer.
@@ -106,6 +109,8 @@ def environment_arguments(
         arguments.update(data=str(Path(data).absolute()) if Path(data).exists() else data, columns=None)
     if columns:
         arguments["columns"] = dict(columns)
+    if partner is not None:
+        arguments["partner"] = partner
     arguments["feedback"] = build(arguments["feedback"] if feedback is None else feedback).spec
     arguments["tokenizer"] = source.model
     arguments["template"] = "chat" if load_tokenizer(source.model).chat_template else "plain"
@@ -150,15 +155,22 @@ class Evaluation:
     """What a policy wrote for some documents, and how it was judged.
 
     Attributes:
-        episodes: One a document, scored by the training feedback.
+        episodes: Scored by the training feedback: one for each document, then a second for each, and so on.
         judged: The second judge's scores, None where a document has no reference or no judge was asked.
+        texts: Texts for each document.
     """
 
     episodes: list[Episode]
     judged: list[Score | None]
+    texts: int = 1
+
+    @property
+    def firsts(self) -> list[Episode]:
+        """The first text for each document, for reading."""
+        return self.episodes[: len(self.episodes) // self.texts]
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return every measure, float64 `(documents,)`, NaN where it does not apply.
+        """Return every measure, float64 `(documents,)`, the mean over a document's texts; NaN where it does not apply.
 
         Keys are `feedback`, `feedback/<part>`, `judge`, `judge/<part>`, `copied_share` and `words`.
         """
@@ -172,7 +184,7 @@ class Evaluation:
                 measures[f"judge/{name}"] = [np.nan if s is None else s.parts[name] for s in self.judged]
         measures["copied_share"] = [copied_share(e.text, e.source) for e in self.episodes]
         measures["words"] = [float(len(words(e.text))) for e in self.episodes]
-        return {name: np.asarray(values, np.float64) for name, values in measures.items()}
+        return {name: np.reshape(values, (self.texts, -1)).mean(0, np.float64) for name, values in measures.items()}
 
 
 def evaluate(
@@ -182,8 +194,9 @@ def evaluate(
     deterministic: bool = False,
     seed: int = 0,
     judge: Composite | None = None,
+    texts: int = 1,
 ) -> Evaluation:
-    """Let the policy write a text for each document and have it judged.
+    """Let the policy write about each document and have it judged.
 
     Args:
         policy: Who writes; its own random numbers are left as they were.
@@ -192,18 +205,19 @@ def evaluate(
         deterministic: Take the likeliest token each time.
         seed: Of sampling.
         judge: The second judge; it reads only documents that have a reference.
+        texts: How many for each document.
 
     Returns:
-        The episodes in the order of `ids`, with their scores.
+        The episodes in the order of `ids`, as often as there are texts, with their scores.
     """
     with sampling_from(policy, seed):
-        episodes = play(policy, envs, ids, deterministic) or []
+        episodes = play(policy, envs, [*ids] * texts, deterministic) or []
     judged: list[Score | None] = [None] * len(episodes)
     places = [i for i, episode in enumerate(episodes) if episode.reference] if judge is not None else []
     if judge is not None and places:
         for place, score in zip(places, judge([episodes[i] for i in places]), strict=True):
             judged[place] = score
-    return Evaluation(episodes, judged)
+    return Evaluation(episodes, judged, texts)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class GRPO(BaseAlgorithm):
         n_epochs: Optimiser steps on each batch.
         clip_range: How far the ratio may move in one batch; it matters from the second epoch on.
         kl_coef: Weight of the KL penalty to the reference; 0 leaves it out.
+        token_coef: Weight of what a scorer blames on single tokens, such as a copied run of words, in the advantage of
+            these alone (`agents.losses.group_advantages`).
         max_grad_norm: Gradient clipping.
         tokens_per_pass: Packed tokens run at once; more memory, fewer passes. It does not change the gradient.
         stats_window_size: SB3's argument.
@@ -67,6 +69,7 @@ class GRPO(BaseAlgorithm):
         n_epochs: int = 1,
         clip_range: float = 0.2,
         kl_coef: float = 0.02,
+        token_coef: float = 10.0,
         max_grad_norm: float = 1.0,
         tokens_per_pass: int = 2048,
         stats_window_size: int = 100,
@@ -91,7 +94,8 @@ class GRPO(BaseAlgorithm):
             supported_action_spaces=(spaces.Discrete,),
         )
         self.group_size, self.n_epochs, self.clip_range = group_size, n_epochs, clip_range
-        self.kl_coef, self.max_grad_norm, self.tokens_per_pass = kl_coef, max_grad_norm, tokens_per_pass
+        self.kl_coef, self.token_coef = kl_coef, token_coef
+        self.max_grad_norm, self.tokens_per_pass = max_grad_norm, tokens_per_pass
         self.episodes: list[Episode] = []
         if _init_setup_model:
             self._setup_model()
@@ -158,8 +162,8 @@ class GRPO(BaseAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         rewards = torch.tensor([episode.reward for episode in self.episodes])
-        advantages = group_advantages(rewards, self.group_size)
-        passes = self._passes(advantages)
+        placed = [torch.from_numpy(_token_rewards(episode)) for episode in self.episodes]
+        passes = self._passes(group_advantages(rewards, placed, self.group_size, self.token_coef))
         total = sum(len(batch["old"]) for batch in passes)
         for epoch in range(self.n_epochs):
             self.policy.optimizer.zero_grad()
@@ -178,7 +182,7 @@ class GRPO(BaseAlgorithm):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/grad_norm", norm.item())
 
-    def _passes(self, advantages: torch.Tensor) -> list[dict[str, Any]]:
+    def _passes(self, advantages: list[torch.Tensor]) -> list[dict[str, Any]]:
         """Cut the batch into packed passes of at most `tokens_per_pass`, groups whole, with their references."""
         passes: list[dict[str, Any]] = []
         members: list[int] = []
@@ -194,9 +198,8 @@ class GRPO(BaseAlgorithm):
         episodes = [self.episodes[i] for i in members]
         return pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask) for e in episodes])
 
-    def _pass(self, members: list[int], advantages: torch.Tensor) -> dict[str, Any]:
+    def _pass(self, members: list[int], advantages: list[torch.Tensor]) -> dict[str, Any]:
         episodes = [self.episodes[i] for i in members]
-        lengths = torch.tensor([int(e.agent_mask.sum()) for e in episodes])
         packed = self._pack(members).to(self.device)
         old = torch.from_numpy(np.concatenate([e.log_probs[e.agent_mask] for e in episodes]))  # type: ignore[index]
         reference = None
@@ -206,7 +209,7 @@ class GRPO(BaseAlgorithm):
         return {
             "packed": packed,
             "old": old.to(self.device),
-            "advantages": advantages[members].repeat_interleave(lengths).to(self.device),
+            "advantages": torch.cat([advantages[i] for i in members]).to(self.device),
             "reference": reference,
         }
 
@@ -289,7 +292,16 @@ class GRPO(BaseAlgorithm):
             shutil.rmtree(aside, ignore_errors=True)
 
     def _arguments(self) -> dict[str, Any]:
-        names = ("group_size", "n_epochs", "clip_range", "kl_coef", "max_grad_norm", "tokens_per_pass", "seed")
+        names = (
+            "group_size",
+            "n_epochs",
+            "clip_range",
+            "kl_coef",
+            "token_coef",
+            "max_grad_norm",
+            "tokens_per_pass",
+            "seed",
+        )
         policy = {"model": self.policy.model_name, "lora": self.policy.lora, "temperature": self.policy.temperature}
         return {
             "learning_rate": self.lr_schedule(1),
@@ -316,3 +328,10 @@ class GRPO(BaseAlgorithm):
             raise LLMGymError(f"{path} is not a folder that GRPO.save wrote ({error})") from error
         policy_kwargs = {**arguments.pop("policy_kwargs"), "adapter": str(path)}
         return cls(LLMPolicy, env, device=device, policy_kwargs=policy_kwargs, **{**arguments, **kwargs})
+
+
+def _token_rewards(episode: Episode) -> np.ndarray:
+    """Return what single tokens of the agent's caused, float32 `(T,)` over the tokens that it wrote."""
+    if episode.token_rewards is None:
+        return np.zeros(int(episode.agent_mask.sum()), np.float32)
+    return episode.token_rewards[episode.agent_mask]

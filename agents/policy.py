@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Packed, check_attention
@@ -81,6 +82,8 @@ class LLMPolicy(ActorCriticPolicy):
         self._seed = int(torch.randint(2**62, ()).item())
         self._generator: torch.Generator | None = None
         self._engines: dict[str, Engine] = {}
+        self._decoder: Decoder | None = None
+        self._stale = True
         self._weights: tuple[Any, ...] = ()
 
     # ---------------------------------------------------------------- the model
@@ -136,10 +139,22 @@ class LLMPolicy(ActorCriticPolicy):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 logits `(n, V)` at the sampling temperature from hidden states `(n, H)`."""
+        return nn.functional.linear(hidden.float(), *self._head()) / self.temperature
+
+    def _next_logits(self, obs: Observation, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states `(N, H)` and logits `(N, V)` for the next token."""
+        hidden = self._hidden(obs, engine)
+        decoded = self._decoder is not None and not torch.is_grad_enabled() and not isinstance(obs, Packed)
+        return hidden, self._decoded_logits(hidden) if decoded else self.logits(hidden)
+
+    def _decoded_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.logits(hidden) if self._decoder is None else self._decoder.head(hidden) / self.temperature
+
+    def _head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return weight `(V, H)` and bias of the output layer for the environment's V tokens."""
         head = self._causal.get_output_embeddings()
-        bias = None if head.bias is None else head.bias[: self.actions].float()
         # float32 also where the base is bf16: rounded logits make ratios drift from 1.
-        return nn.functional.linear(hidden.float(), head.weight[: self.actions].float(), bias) / self.temperature
+        return head.weight[: self.actions].float(), None if head.bias is None else head.bias[: self.actions].float()
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.value_head(hidden.float())
@@ -152,6 +167,7 @@ class LLMPolicy(ActorCriticPolicy):
 
     def _set_base_dtype(self, dtype: torch.dtype) -> None:
         self._engines.clear()  # their keys and values have the old device and dtype
+        self._decoder = None
         for p in self.lm.parameters():
             if not p.requires_grad:
                 p.data = p.data.to(dtype)
@@ -204,14 +220,23 @@ class LLMPolicy(ActorCriticPolicy):
         size = size or len(ids)
         engine = self._engines.get(name)
         if engine is None or engine.rows != size or engine.backbone.device != self.device:
-            engine = self._engines[name] = Engine(self.backbone, size, self.capacity)
+            engine = self._engines[name] = Engine(self._decoding_backbone(), size, self.capacity)
+        if self._decoder is not None and self._stale:
+            self._decoder.refresh(*self._head())
+            self._stale = False
         _policies.add(self)  # here, which a deep copy reaches too
         return engine.last_hidden(ids, lengths, rows)
+
+    def _decoding_backbone(self) -> Any:
+        if self._decoder is None and can_pack(self.backbone):
+            self._decoder, self._stale = Decoder(self.backbone), True
+        return self.backbone if self._decoder is None else self._decoder.backbone
 
     # ---------------------------------------------------------------- when weights change
 
     def forget(self) -> None:
         """Drop what has been read; called when weights may have changed."""
+        self._stale = True
         for engine in self._engines.values():
             engine.clear()
 
@@ -220,6 +245,10 @@ class LLMPolicy(ActorCriticPolicy):
         versions = tuple((p._version, p.data_ptr()) for p in self.parameters())  # `p.data = ...` moves the latter
         layer = self._lora_layers[0] if self._lora_layers else None
         return versions, layer and (layer.disable_adapters, tuple(layer.active_adapters))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made again when needed; packed weights cannot be copied."""
+        return {**self.__dict__, "_engines": {}, "_decoder": None}
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in both modes: the ratio of the first update must be 1."""
@@ -231,8 +260,8 @@ class LLMPolicy(ActorCriticPolicy):
 
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return actions int64 `(N,)`, values float32 `(N, 1)` and log-probabilities float32 `(N,)`."""
-        hidden = self._hidden(obs, "rollout")
-        actions, log_probs = self._choose(self.logits(hidden), deterministic)
+        hidden, logits = self._next_logits(obs, "rollout")
+        actions, log_probs = self._choose(logits, deterministic)
         return actions, self._values(hidden), log_probs
 
     def _choose(self, logits: torch.Tensor, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,8 +269,15 @@ class LLMPolicy(ActorCriticPolicy):
         if deterministic:
             actions = log_probs.argmax(-1)
         else:
-            actions = torch.multinomial(log_probs.exp(), 1, generator=self._random())[:, 0]
+            actions = self._sample(log_probs)
         return actions, log_probs.gather(-1, actions[:, None])[:, 0]
+
+    def _sample(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Draw by inverting the distribution: one random number a row, where `multinomial` draws one a token."""
+        reached = log_probs.double().exp().cumsum(-1)
+        drawn = torch.rand(len(reached), 1, generator=self._random(), device=self.device, dtype=torch.float64)
+        actions = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)[:, 0]  # right: never one of chance 0
+        return actions.clamp(max=reached.shape[1] - 1)
 
     def _random(self) -> torch.Generator:
         if self._generator is None or self._generator.device != self.device:
@@ -264,13 +300,13 @@ class LLMPolicy(ActorCriticPolicy):
         lengths = (obs["roles"][rows] > 0).sum(1)
         with torch.no_grad():
             hidden = self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
-            actions, log_probs = self._choose(self.logits(hidden), deterministic)
+            actions, log_probs = self._choose(self._decoded_logits(hidden), deterministic)
         return actions.cpu().numpy(), log_probs.cpu().numpy()
 
     def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
-        hidden = self._hidden(obs, "rollout")
-        log_probs = self.logits(hidden).log_softmax(-1)
+        hidden, logits = self._next_logits(obs, "rollout")
+        log_probs = logits.log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         return self._values(hidden), log_probs.gather(-1, actions.long().view(-1, 1))[:, 0], entropy
 
@@ -280,7 +316,7 @@ class LLMPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over the next token."""
-        return CategoricalDistribution(self.actions).proba_distribution(self.logits(self._hidden(obs, "predict")))
+        return CategoricalDistribution(self.actions).proba_distribution(self._next_logits(obs, "predict")[1])
 
     def predict_values(self, obs: Any) -> torch.Tensor:
         """Return values `(N, 1)`."""
@@ -291,7 +327,7 @@ class LLMPolicy(ActorCriticPolicy):
         return self._values(self._hidden(obs, "rollout" if same else "values"))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> torch.Tensor:
-        return self._choose(self.logits(self._hidden(observation, "predict")), deterministic)[0]
+        return self._choose(self._next_logits(observation, "predict")[1], deterministic)[0]
 
     # ---------------------------------------------------------------- saving
 

@@ -120,7 +120,7 @@ def compare(before: Evaluation, after: Evaluation, weights: dict[str, float], se
 
 def _references(evaluation: Evaluation) -> dict[str, float]:
     """Return what the references themselves measure."""
-    pairs = [(e.reference, e.source) for e in evaluation.episodes if e.reference]
+    pairs = [(e.reference, e.source) for e in evaluation.firsts if e.reference]
     if not pairs:
         return {}
     return {
@@ -161,11 +161,12 @@ def make_report(
             "score_before": old.reward,
             "score_after": new.reward,
         }
-        for old, new in zip(before.episodes, after.episodes, strict=True)
+        for old, new in zip(before.firsts, after.firsts, strict=True)
     ]
     return {
         **facts,
         "documents": len(texts),
+        "texts_each": after.texts,
         "interval": "95 %, bootstrap over documents, paired, 10,000 resamples",
         "changes": [asdict(change) for change in compare(before, after, weights, seed)],
         "notes": _notes(after),
@@ -174,11 +175,11 @@ def make_report(
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
-    judged = sum(score is not None for score in evaluation.judged)
+    judged = sum(score is not None for score in evaluation.judged) // evaluation.texts
     if judged == 0:
         return ["The second judge was not run: the data has no reference column."]
-    if judged < len(evaluation.judged):
-        return [f"The second judge was run on the {judged} of {len(evaluation.judged)} documents with a reference."]
+    if judged < len(evaluation.firsts):
+        return [f"The second judge was run on the {judged} of {len(evaluation.firsts)} documents with a reference."]
     return []
 
 
@@ -206,7 +207,9 @@ def _span(change: dict[str, Any]) -> str:
 
 def changes_table(report: dict[str, Any]) -> Table:
     """Return the held-out table for a terminal."""
-    table = Table(title=f"{report['documents']} held-out documents, before and after training", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{report['documents']} held-out documents, {report['texts_each']} texts each", box=box.SIMPLE_HEAD
+    )
     for place, title in enumerate(HEADER):
         table.add_column(title, justify="right" if 0 < place < 5 else "left", no_wrap=place < 5)
     for row in _rows(report):
@@ -254,7 +257,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{report['policy']}, {report['updates']} updates in {report['train_seconds'] / 60:.1f} minutes, "
         f"{report['tokens']} tokens written.",
-        f"{report['documents']} held-out documents, texts sampled as in training. Interval: {report['interval']}.",
+        f"{report['documents']} held-out documents, {report['texts_each']} texts each, sampled as in training.",
+        f"Interval: {report['interval']}.",
         *report["notes"],
         "",
         "| " + " | ".join(HEADER) + " |",

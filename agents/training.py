@@ -25,6 +25,7 @@ from agents.evaluate import (
     ADAPTER,
     CONFIG,
     RUN_FORMAT,
+    TEXTS,
     Evaluation,
     PolicySource,
     environment_arguments,
@@ -68,6 +69,7 @@ class TrainArguments:
         data: File of examples; None for the bundled corpus.
         columns: The task's column names mapped to the file's.
         feedback: Spec of the training feedback; None for the task's.
+        partner: Who answers in a conversation; None for the script.
         steps: Training updates, or None.
         minutes: Minutes of training, or None; ten if `steps` is None too.
         seed: Of everything drawn.
@@ -80,6 +82,7 @@ class TrainArguments:
     data: str | None = None
     columns: dict[str, str] | None = None
     feedback: str | None = None
+    partner: str | None = None
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
@@ -127,7 +130,9 @@ def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
     progress.say(f"loading {source.model}" + (f" with the adapter of {arguments.policy}" if source.adapter else ""))
     if source.adapter:
         progress.kl_name = "KL to the base model"
-    env_kwargs = environment_arguments(arguments.env, source, arguments.data, arguments.columns, arguments.feedback)
+    env_kwargs = environment_arguments(
+        arguments.env, source, arguments.data, arguments.columns, arguments.feedback, arguments.partner
+    )
     model, config = _make_model(arguments, source, env_kwargs)
     task = find_task(arguments.env)
     examples = load_examples(env_kwargs["data"], "test", task, env_kwargs["columns"])
@@ -137,8 +142,8 @@ def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
     write_aside(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def measure(when: str) -> Evaluation:
-        with progress.stage(f"writing {len(ids)} held-out texts {when} training"):
-            return evaluate(model.policy, tests, ids, False, arguments.seed, judge)
+        with progress.stage(f"writing {TEXTS} texts for each of {len(ids)} held-out documents, {when} training"):
+            return evaluate(model.policy, tests, ids, False, arguments.seed, judge, TEXTS)
 
     before = measure("before")
     limit = Limit(arguments.steps, arguments.minutes)
@@ -166,7 +171,7 @@ def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
     write_aside(folder / "curve.png", draw_curve(recorder.rows, report))
     write_aside(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_aside(folder / "report.md", markdown(report))
-    return Run(folder, report, {e.example["id"]: e.source for e in after.episodes})
+    return Run(folder, report, {e.example["id"]: e.source for e in after.firsts})
 
 
 # -------------------------------------------------------------------- the parts of a run

@@ -32,6 +32,8 @@ class Episode:
             is that turn's, are what scorers see of a conversation.
         reward: The value that the feedback gave, or None before scoring.
         parts: The named parts of that value.
+        token_rewards: float32 `(T,)`, the share of `reward` that single tokens caused, each where it arose, or None;
+            what is left of `reward` is about the text as a whole.
     """
 
     example: dict[str, Any]
@@ -47,6 +49,7 @@ class Episode:
     over: bool = True
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    token_rewards: np.ndarray | None = None
 
     @property
     def said(self) -> str:
@@ -72,6 +75,7 @@ class Episode:
         record["prompt_ids"] = np.asarray(record["prompt_ids"], np.int32)
         record["response_ids"] = np.asarray(record["response_ids"], np.int32)
         record["agent_mask"] = np.asarray(record["agent_mask"], bool)
-        if record["log_probs"] is not None:
-            record["log_probs"] = np.asarray(record["log_probs"], np.float32)
+        for name in ("log_probs", "token_rewards"):
+            if record[name] is not None:
+                record[name] = np.asarray(record[name], np.float32)
         return cls(**record)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import tiny_task  # noqa: F401  # so that "tiny_task:..." can be imported by name
+from agents.evaluate import environment_arguments, find_policy
 from llm_gym.cli import main
 
 ENV = "TextSummary-v0"
@@ -160,7 +161,7 @@ def test_evaluate_starts_from_a_run_with_its_settings(trained: str, capsys: pyte
     shown = json.loads(capsys.readouterr().out)
     report = json.loads(Path(trained, "report.json").read_text())
     assert [item["text"] for item in shown["items"]] == [row["after"] for row in report["texts"]]
-    assert shown["mean"] == pytest.approx(next(c["after"] for c in report["changes"] if c["measure"] == "feedback"))
+    assert [item["score"] for item in shown["items"]] == pytest.approx([row["score_after"] for row in report["texts"]])
     assert shown["low"] <= shown["mean"] <= shown["high"]
     assert set(shown["feedback"]) == set(shown["items"][0]["parts"]) == {"brevity", "repetition"}
 
@@ -305,6 +306,22 @@ def test_a_run_folder_that_exists_is_not_overwritten(
 ) -> None:
     assert main(asking("train", tiny_model, docs, "--steps", "1", "--out", trained)) == 2
     assert "nothing is overwritten" in told(capsys)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_partner_where_nobody_answers_is_an_error(
+    command: str, tiny_model: str, docs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--steps", "1", "--out", str(tmp_path / "run")] if command == "train" else []
+    assert main([*asking(command, tiny_model, docs), "--partner", "script", *out]) == 2
+    assert "partner='script' does not apply" in told(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_partner_is_part_of_what_rebuilds_the_environment() -> None:
+    source = find_policy("tiny-1k")
+    assert "partner" not in environment_arguments("Dialogue-v0", source)
+    assert environment_arguments("Dialogue-v0", source, partner="smollm2-135m")["partner"] == "smollm2-135m"
 
 
 # --- play ---------------------------------------------------------------------------------------------------

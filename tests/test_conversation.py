@@ -156,6 +156,22 @@ def test_the_reward_is_the_sum_of_the_turns_and_of_the_weighted_parts() -> None:
     assert episode.reward == pytest.approx(sum(RULES[name] * value for name, value in episode.parts.items()))
 
 
+def test_what_a_later_turn_copies_is_placed_on_its_tokens() -> None:
+    envs = make(feedback={"copying": {"weight": -1.0, "run": 4}})
+    envs.reset(seed=0)
+    briefing = envs.task.source(envs.examples[envs._example[0]])
+    write_turn(envs, "I am not sure.")
+    begin = envs.length(0)
+    write_turn(envs, " ".join(briefing.split()[:4]))
+    while not envs.done[0]:
+        write_turn(envs, "I am not sure.")
+    envs.score()
+    episode = envs.episodes[0]
+    [place] = np.flatnonzero(episode.token_rewards)
+    assert episode.agent_mask[place] and len(episode.prompt_ids) + place >= begin
+    assert episode.token_rewards[place] == pytest.approx(-2 / envs.task.max_turns) == pytest.approx(episode.reward)
+
+
 def test_talking_longer_earns_nothing() -> None:
     """Without goals a perfect turn is worth no more than 0, so that more turns cannot be worth more."""
     best = Episode({"id": "x", "goals": GOALS}, "s", "A perfect answer.", turns=agent("A perfect answer."), over=False)

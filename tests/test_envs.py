@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from llm_gym.errors import LLMGymError
+from llm_gym.feedback.rules import copied_words
 
 ID = "TextSummary-v0"
 RULES = {"complete": 0.5, "copying": -1.0, "repetition": -1.0, "brevity": {"weight": -1.0, "words": 5}}
@@ -442,6 +443,25 @@ def test_ten_thousand_steps_keep_every_invariant(kwargs, tokenizer):
             reasons.add((info["finish_reason"], len(written)))
         old, done = new, terminations
     assert {("stop", 1), ("stop", 6), ("length", 6)} <= reasons
+
+
+def test_what_a_copied_run_costs_stands_at_the_token_that_makes_it_one(kwargs):
+    envs = gym.make_vec(
+        ID, num_envs=1, **{**kwargs, "max_new_tokens": 80, "feedback": {"copying": -2.0, "brevity": -1.0}}
+    )
+    inner = envs.unwrapped
+    envs.reset(options={"example": "d1"})
+    source = " ".join(DOCUMENTS[1].split()[:5])
+    ids = inner.tokenizer(f"Well, {source}", add_special_tokens=False)["input_ids"]
+    assert len(ids) < inner.max_new_tokens
+    for token in [*ids, inner.single_action_space.stop_ids[0]]:
+        _, rewards, *_ = envs.step(np.array([token]))
+    episode = inner.episodes[0]
+    placed = np.flatnonzero(episode.token_rewards)
+    texts = [inner.tokenizer.decode(episode.response_ids[: i + 1], skip_special_tokens=True) for i in placed]
+    assert [copied_words(text, episode.source) for text in texts] == [4, 5]
+    assert episode.token_rewards[placed] == pytest.approx([-4, -2 * (5**0.5 - 2)], abs=1e-5)
+    assert rewards[0] == pytest.approx(episode.token_rewards.sum() - episode.parts["brevity"], abs=1e-5)
 
 
 def test_a_single_environment_gives_python_values(kwargs):

@@ -34,6 +34,7 @@ episodes = st.builds(
     turns=st.lists(st.fixed_dictionaries({"role": text, "text": text}), max_size=2),
     reward=st.none() | number,
     parts=st.dictionaries(text, number, max_size=3),
+    token_rewards=st.none() | st.lists(st.floats(-9, 9, width=32), max_size=8).map(array(np.float32)),
 )
 
 

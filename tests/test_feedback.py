@@ -279,6 +279,27 @@ def test_the_copying_scorer_is_nought_without_a_copied_run_and_grows_with_the_ro
     assert score(Copying(), "ONE, two; Three four!", source) == score(Copying(), "one two three four", source)
 
 
+def test_copying_is_placed_on_the_words_that_make_a_run_or_go_on_with_it():
+    source = "the red fox ran over the hill at dawn"
+    written = "So THE red, fox ran over us; a hill at dawn."
+    placed = Copying().placed(episode(written, source))
+    assert [written[:end].split()[-1] for end, _ in placed] == ["ran", "over"]
+    assert [value for _, value in placed] == pytest.approx([2, 5**0.5 - 2])
+
+
+@given(text, text)
+def test_what_copying_places_sums_to_its_value(written, source):
+    placed = Copying(run=2).placed(episode(written, source))
+    assert sum(value for _, value in placed) == pytest.approx(score(Copying(run=2), written, source))
+    assert all(0 < end <= len(written) and value > 0 for end, value in placed)
+
+
+def test_a_composite_places_with_its_weights_and_leaves_the_rest_to_the_whole():
+    found = build({"copying": -2.0, "brevity": -1.0})([episode("one two three four", "one two three four")])[0]
+    assert found.placed == ((18, -4.0),)
+    assert found.value == pytest.approx(-4 - found.parts["brevity"])
+
+
 @given(prose)
 def test_text_of_other_words_copies_nothing(source):
     assert score(Copying(), "snow lay deep across every field", source) == 0

@@ -236,7 +236,7 @@ def test_a_callback_can_stop_in_the_middle(ragged, tmp_path) -> None:
 
 
 def test_it_learns_what_anything_can_learn(tiny_model, tmp_path) -> None:
-    """Share of the letter e, from under 5 % of what a random model writes to over 25 % in 20 small iterations."""
+    """Share of the letter e, from under 10 % of what a random model writes to over 25 % in 20 small iterations."""
     algorithm = make(
         tiny_model,
         tmp_path,
@@ -251,7 +251,7 @@ def test_it_learns_what_anything_can_learn(tiny_model, tmp_path) -> None:
     callback = Collect()
     algorithm.learn(20 * 32 * 6, callback=callback)
     means = [np.mean([e.reward for e in batch]) for batch in callback.batches]
-    assert means[0] < 0.05
+    assert means[0] < 0.1
     assert np.mean(means[-3:]) > 0.25
 
 

@@ -64,19 +64,46 @@ def test_kl_k3_is_an_unbiased_estimate() -> None:
     torch.testing.assert_close(expectation, (p * (p / q).log()).sum())
 
 
+def whole(rewards: list[float] | torch.Tensor, group_size: int) -> torch.Tensor:
+    """Advantages of texts of one token, nothing placed."""
+    rewards = torch.as_tensor(rewards)
+    return torch.cat(group_advantages(rewards, [torch.zeros(1)] * len(rewards), group_size, 1.0))
+
+
 def test_group_advantages_have_the_values_worked_out_by_hand() -> None:
-    advantages = group_advantages(torch.tensor([1.0, 3.0, 10.0, 10.0, 0.0, -4.0]), group_size=2)
     # standard deviations are sqrt(2), 0 and sqrt(8)
-    assert advantages.tolist() == pytest.approx([-0.7070, 0.7070, 0, 0, 0.7071, -0.7071], abs=1e-4)
+    expected = [-0.7070, 0.7070, 0, 0, 0.7071, -0.7071]
+    assert whole([1.0, 3.0, 10.0, 10.0, 0.0, -4.0], 2).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_all_tokens_of_a_text_share_what_is_about_the_whole() -> None:
+    long, short = group_advantages(torch.tensor([1.0, 3.0]), [torch.zeros(3), torch.zeros(2)], 2, 1.0)
+    assert (len(long), len(short)) == (3, 2)
+    assert long.tolist() == [long[0]] * 3 and short.tolist() == [short[0]] * 2
+
+
+def test_what_a_token_caused_counts_again_for_that_token() -> None:
+    # The second text is worth 4 less for its second token.
+    placed = [torch.zeros(3), torch.tensor([0.0, -4.0, 0.0])]
+    first, second = group_advantages(torch.tensor([1.0, -1.0]), placed, 2, token_coef=3.0)
+    unit = (2 + (0 + 16) / 2) ** 0.5  # variance of (1, -1), mean square of (0, -4)
+    assert first.tolist() == pytest.approx([1 / unit] * 3, abs=1e-4)
+    assert second.tolist() == pytest.approx([-1 / unit, -13 / unit, -1 / unit], rel=1e-3)
+
+
+def test_a_group_that_differs_in_nothing_but_placed_values_keeps_a_sane_scale() -> None:
+    placed = [torch.tensor([-3.0])] * 4
+    advantages = torch.cat(group_advantages(torch.full((4,), -3.0), placed, 4, 1.0))
+    assert advantages.tolist() == pytest.approx([-1.0] * 4, abs=1e-3)
 
 
 def test_group_advantages_of_equal_rewards_are_exactly_zero() -> None:
-    assert group_advantages(torch.full((8,), -0.7), group_size=4).tolist() == [0.0] * 8
+    assert whole([-0.7] * 8, 4).tolist() == [0.0] * 8
 
 
 def test_group_advantages_do_not_mix_groups() -> None:
     first = torch.tensor([1.0, 2.0, 3.0])
-    alone = group_advantages(first, 3)
-    beside = group_advantages(torch.cat([first, torch.tensor([100.0, 0.0, 7.0])]), 3)[:3]
+    alone = whole(first, 3)
+    beside = whole(torch.cat([first, torch.tensor([100.0, 0.0, 7.0])]), 3)[:3]
     assert torch.equal(alone, beside)
-    torch.testing.assert_close(group_advantages(first + 50, 3), alone)  # only differences count
+    torch.testing.assert_close(whole(first + 50, 3), alone)  # only differences count

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 
 import tiny
 from agents import LLMPolicy, SequenceRolloutBuffer
+from agents.decoder import Decoder, PackedLinear
 from agents.losses import entropy, token_log_probs
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Segment, pack
@@ -466,6 +467,41 @@ def test_peft_loads_the_saved_adapter(env, policy, tiny_model, tmp_path) -> None
     with torch.no_grad():
         torch.testing.assert_close(again.lm(ids).logits, policy.lm(ids).logits, **CLOSE)
     assert any("lora_A" in name for name in again.state_dict())  # it goes on training
+
+
+# -------------------------------------------------------------------- the decoder
+
+
+def test_plain_lora_on_a_cpu_decodes_with_packed_weights(env, policy) -> None:
+    obs = tiny.run(env, policy, 2)[-1]
+    assert any(isinstance(module, PackedLinear) for module in policy._engines["rollout"].backbone.modules())
+    assert not any(isinstance(module, PackedLinear) for module in policy.modules())  # training keeps its own
+    check(policy, obs)
+
+
+def test_the_decoder_shares_what_it_does_not_pack(policy) -> None:
+    decoder = Decoder(policy.backbone)
+    mine = {p.data_ptr() for p in policy.parameters()}
+    assert {p.data_ptr() for p in decoder.backbone.parameters()} <= mine
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
+def test_an_adapter_that_cannot_be_packed_decodes_as_it_is(env, tiny_model, tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
+    torch.manual_seed(0)
+    dora = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    for name, parameter in dora.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    dora.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    policy = LLMPolicy(
+        env.observation_space, env.action_space, schedule, model=tiny_model, adapter=str(tmp_path / "adapter")
+    )
+    check(policy, tiny.run(env, policy, 3)[-1])
+    assert policy._decoder is None
 
 
 @pytest.mark.models

@@ -45,6 +45,16 @@ FACTS = {
 }
 
 
+def test_the_texts_for_a_document_are_one_value_of_their_mean() -> None:
+    judged = [Score(value, {"chrf": value}) for value in (0.1, 0.3, 0.2, 0.4)]
+    several = Evaluation([episode(f"d{i % 2}", f"Text {i}.", r) for i, r in enumerate((1, 3, 5, 6))], judged, texts=2)
+    assert several.columns()["feedback"].tolist() == [3.0, 4.5]
+    assert several.columns()["judge"].tolist() == pytest.approx([0.15, 0.35])
+    written = report(several, several)
+    assert (written["documents"], written["texts_each"]) == (2, 2)
+    assert [text["before"] for text in written["texts"]] == ["Text 0.", "Text 1."]
+
+
 def report(before: Evaluation, after: Evaluation) -> dict:
     return make_report(FACTS, before, after, {"brevity": -1.0})
 

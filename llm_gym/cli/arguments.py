@@ -57,7 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
     playing = _command(commands, "play", play_command, "write yourself, or watch a policy, and see the score")
     _environment(playing)
     playing.add_argument("--example", metavar="ID", help="the example (default: drawn by the seed)")
-    playing.add_argument("--partner", metavar="NAME", help="who answers in a dialogue: script, or a model's name")
     playing.add_argument("--policy", metavar="NAME|RUN", help="watch this policy instead of writing yourself")
     playing.add_argument("--tokenizer", default=DEFAULT_POLICY, metavar="NAME", help=f"default: {DEFAULT_POLICY}")
     playing.add_argument("--split", choices=("train", "validation", "test", "all"), default="all", help="default: all")
@@ -82,6 +81,7 @@ def _environment(parser: argparse.ArgumentParser, data: bool = True) -> None:
     parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0")
     if data:
         parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
+        parser.add_argument("--partner", metavar="NAME", help="who answers in a dialogue: script, or a model's name")
     parser.add_argument(
         "--columns",
         nargs="+",

@@ -75,6 +75,7 @@ def train_command(arguments: argparse.Namespace) -> None:
             data=arguments.data,
             columns=dict(arguments.columns),
             feedback=arguments.feedback,
+            partner=arguments.partner,
             steps=arguments.steps,
             minutes=arguments.minutes,
             seed=arguments.seed,
@@ -100,7 +101,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 
     source = evaluation.find_policy(arguments.policy)
     env_kwargs = evaluation.environment_arguments(
-        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback
+        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback, arguments.partner
     )
     trained_on = source.config["env_kwargs"]["data"] if source.config else None
     foreign = arguments.data is not None and env_kwargs["data"] != trained_on

@@ -22,10 +22,8 @@ def play_command(arguments: argparse.Namespace) -> None:
     find_task(arguments.id)
     source = evaluation.find_policy(arguments.policy or arguments.tokenizer)
     env_kwargs = evaluation.environment_arguments(
-        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback
+        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback, arguments.partner
     )
-    if arguments.partner is not None:
-        env_kwargs["partner"] = arguments.partner
     watching = arguments.policy is not None
     shown = watching and not arguments.json
     envs = evaluation.make_envs(

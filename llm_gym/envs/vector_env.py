@@ -390,16 +390,33 @@ class TextVectorEnv(VectorEnv):
                 )
             turn.reward = float(score.value) / self.task.max_turns
             turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
+            turn.token_rewards = self._token_rewards(turn, score.placed)
             self._scored[row].append(turn)
             if turn.over:
                 self._sum_up(row)
         return unscored
+
+    def _token_rewards(self, turn: Episode, placed: Sequence[tuple[int, float]]) -> np.ndarray:
+        """Give each placed value to the token of the turn that brought the text so far."""
+        rewards = np.zeros(len(turn.response_ids), np.float32)
+        if placed:
+            start = len(turn.agent_mask) - int(np.argmin(turn.agent_mask[::-1])) if not turn.agent_mask.all() else 0
+            pieces = self._pieces(turn.response_ids[start:])
+            written = "".join(pieces)
+            margin = len(written) - len(written.lstrip())  # which the text has lost
+            reached = np.cumsum([len(piece) for piece in pieces]) - margin
+            for end, value in placed:
+                rewards[start + int(np.searchsorted(reached, end))] += value / self.task.max_turns
+        return rewards
 
     def _sum_up(self, row: int) -> None:
         episode, turns = self.episodes[row], self._scored[row]
         assert episode is not None
         episode.reward = sum(turn.reward for turn in turns)  # type: ignore[misc]
         episode.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
+        episode.token_rewards = np.zeros(len(episode.response_ids), np.float32)
+        for turn in turns:
+            episode.token_rewards[: len(turn.response_ids)] += turn.token_rewards
 
     def _restart(self, last: dict[int, dict[str, Any]], infos: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: put what ended aside as `final_obs` and `final_info`, and begin anew."""

@@ -11,10 +11,18 @@ from llm_gym.episode import Episode
 
 @dataclass(frozen=True)
 class Score:
-    """A judgement of one episode: its value, higher is better, and the named parts it was made of."""
+    """A judgement of one episode: its value, higher is better, and the named parts it was made of.
+
+    Attributes:
+        value: The judgement.
+        parts: What it was made of, before weights.
+        placed: The share of `value` that arose at single places, as `(end, value)`: what the text up to character
+            `end` was judged to add there. The rest is about the text as a whole.
+    """
 
     value: float
     parts: dict[str, float] = field(default_factory=dict)
+    placed: tuple[tuple[int, float], ...] = ()
 
 
 class Scorer(ABC):
@@ -27,3 +35,10 @@ class Scorer(ABC):
     @abstractmethod
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one value an episode, in order."""
+
+    def placed(self, episode: Episode) -> list[tuple[int, float]]:
+        """Return where in the text the value arises, for scorers that know; their values sum to the scorer's.
+
+        Algorithms that reward single tokens use it to reward the right ones.
+        """
+        return []

@@ -80,8 +80,15 @@ class Composite:
                         "a reward must be finite: mend or remove that scorer"
                     )
             value = round(sum(self.weights[name] * value for name, value in parts.items()), 6)
-            scores.append(Score(value, parts))
+            scores.append(Score(value, parts, self._placed(episode)))
         return scores
+
+    def _placed(self, episode: Episode) -> tuple[tuple[int, float], ...]:
+        return tuple(
+            (end, self.weights[name] * value)
+            for name, scorer in self.scorers.items()
+            for end, value in getattr(scorer, "placed", lambda _: ())(episode)
+        )
 
 
 def build(spec: str | dict[str, Any]) -> Composite:

@@ -8,7 +8,7 @@ from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.rules import words
-from llm_gym.feedback.similarity import Embedder
+from llm_gym.feedback.similarity import embedder
 
 FUNCTION_WORDS = frozenset(
     "a an the this that these those it its he she they his her their them him i you we my your our us me who whom "
@@ -71,7 +71,7 @@ class ReferenceSimilarity(Scorer):
     """Cosine between the embeddings of the text and of the reference; 0 for an empty text."""
 
     def __init__(self, model: str = "minilm-l6") -> None:
-        self.embedder = Embedder(model)
+        self.embedder = embedder(model)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the cosines."""

@@ -6,9 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.base import Scorer
+
+WORD = r"\w+(?:'\w+)*"
 
 
 def words(text: str) -> list[str]:
@@ -17,7 +21,26 @@ def words(text: str) -> list[str]:
     >>> words("Don't stop: 3 boats!")
     ["don't", 'stop', '3', 'boats']
     """
-    return re.findall(r"\w+(?:'\w+)*", text.lower())
+    return [word.lower() for word in re.findall(WORD, text)]
+
+
+def copied_counts(text: str, source: str, run: int = 4) -> list[int]:
+    """Return for each word of `text` how many words up to it lie in runs of `run` and more copied from `source`.
+
+    A run counts from the word that makes it one.
+
+    >>> copied_counts("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
+    [0, 0, 0, 4, 4, 4, 4]
+    """
+    found, read = words(text), words(source)
+    known = {tuple(read[i : i + run]) for i in range(len(read) - run + 1)}
+    copied: set[int] = set()
+    counts = []
+    for end in range(1, len(found) + 1):
+        if tuple(found[end - run : end]) in known:
+            copied.update(range(end - run, end))
+        counts.append(len(copied))
+    return counts
 
 
 def copied_words(text: str, source: str, run: int = 4) -> int:
@@ -28,13 +51,7 @@ def copied_words(text: str, source: str, run: int = 4) -> int:
     >>> copied_words("Rain fell on the old town, briefly.", "All night rain fell on the hills.")
     4
     """
-    found, read = words(text), words(source)
-    known = {tuple(read[i : i + run]) for i in range(len(read) - run + 1)}
-    copied = [False] * len(found)
-    for i in range(len(found) - run + 1):
-        if tuple(found[i : i + run]) in known:
-            copied[i : i + run] = [True] * run
-    return sum(copied)
+    return max(copied_counts(text, source, run), default=0)
 
 
 def copied_share(text: str, source: str, run: int = 4) -> float:
@@ -70,6 +87,12 @@ class Copying(Scorer):
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the roots."""
         return [copied_words(e.text, e.source, self.run) ** 0.5 for e in episodes]
+
+    def placed(self, episode: Episode) -> list[tuple[int, float]]:
+        """Return the words that made or went on a copied run, each with what it added to the root."""
+        roots = np.sqrt([0, *copied_counts(episode.text, episode.source, self.run)])
+        ends = [match.end() for match in re.finditer(WORD, episode.text)]
+        return [(end, float(more)) for end, more in zip(ends, np.diff(roots), strict=True) if more]
 
 
 class Repetition(Scorer):

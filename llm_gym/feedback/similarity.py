@@ -54,6 +54,14 @@ class Embedder:
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 
+_embedders: dict[str, Embedder] = {}
+
+
+def embedder(model: str) -> Embedder:
+    """Return the process-wide embedder behind a model's name, so that the parts of a score share its memory."""
+    return _embedders.setdefault(model, Embedder(model))
+
+
 class Similarity(Scorer):
     """Cosine between the embeddings of the text and of the source, -1 to 1; 0 for an empty text.
 
@@ -61,7 +69,7 @@ class Similarity(Scorer):
     """
 
     def __init__(self, model: str = "minilm-l6") -> None:
-        self.embedder = Embedder(model)
+        self.embedder = embedder(model)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the cosines."""

@@ -13,7 +13,7 @@ from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.likelihood import language_model
-from llm_gym.feedback.similarity import Embedder
+from llm_gym.feedback.similarity import embedder
 
 TONES = ("cheerful", "gloomy", "angry", "tender", "humorous", "formal", "suspenseful", "calm")
 TOPICS = ("travel", "food", "work", "sport", "science", "family", "nature", "money", "music", "technology")
@@ -128,7 +128,7 @@ class Topic(ZeroShot):
 
     def __init__(self, model: str = "minilm-l6", labels: Sequence[str] = TOPICS, temperature: float = 0.05) -> None:
         super().__init__(labels)
-        self.embedder, self.temperature = Embedder(model), temperature
+        self.embedder, self.temperature = embedder(model), temperature
 
     def _evidence(self, texts: list[str], labels: list[tuple[str, ...]]) -> list[np.ndarray]:
         said = self.embedder(texts)

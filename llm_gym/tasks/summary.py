@@ -63,11 +63,11 @@ class TextSummary(Task):
     instruction = "Summarize the following text in one short sentence."
     # Weights: see docs/feedback.md for the attacks that they are measured against.
     feedback = {
-        "likelihood": {"weight": 1.0, "ceiling": -2.0},
-        "grounding": {"weight": 1.5, "limit": 2.0},
-        "similarity": {"weight": 8.0},
+        "likelihood": {"weight": 1.5, "ceiling": -2.0},
+        "grounding": {"weight": 2.5, "limit": 2.0},
+        "similarity": {"weight": 10.0},
         "complete": {"weight": 4.0},
-        "copying": {"weight": -1.75},
+        "copying": {"weight": -2.0},
         "repetition": {"weight": -3.0},
         "brevity": {"weight": -2.0},
     }
