@@ -86,7 +86,7 @@ def _parts(axis: Any, metrics: Sequence[dict[str, Any]]) -> None:
     for name in next((row["parts"] for row in metrics if row["parts"]), {}):
         values = smoothed([row["parts"].get(name) for row in metrics])
         axis.plot(updates, values, label=name.replace("_", " "), linewidth=1.8, marker="." if len(values) < 3 else "")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=2)
 
 
 def _change(axis: Any, change: dict[str, Any], color: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Engine:
     it has already read, so it is right whatever is passed, and fast when sequences grow by a token.
 
     Args:
-        backbone: The transformer without its head; called with `past_key_values`, a 4-D mask and position ids.
+        backbone: The transformer without its head; called with a cache, a 4-D mask and position ids.
         rows: Number of rows.
         capacity: Longest sequence.
     """
@@ -69,6 +70,8 @@ class Engine:
     def __init__(self, backbone: PreTrainedModel, rows: int, capacity: int) -> None:
         self.backbone, self.rows, self.capacity = backbone, rows, capacity
         self.cache = KeyValueCache(rows, capacity)
+        # Its name before and since transformers 5.24.
+        self._cache_argument = "cache" if "cache" in signature(backbone.forward).parameters else "past_key_values"
         self._slot = np.arange(rows)
         self._ids = np.zeros((rows, capacity), np.int64)
         self._read = np.zeros(rows, np.int64)  # tokens of each slot whose keys and values stand
@@ -145,6 +148,6 @@ class Engine:
             input_ids=torch.from_numpy(tokens).to(device),
             attention_mask=(keys <= at[..., None])[:, None],
             position_ids=at,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self._cache_argument: self.cache},
         ).last_hidden_state

@@ -42,12 +42,14 @@ class PolicySource:
         adapter: Folder of the adapter on it, or None.
         config: The config of the run that it comes from, or None.
         reference: Whether it says what a person wrote; `model` then names the tokenizer alone.
+        temperature: Of sampling: the run's, or 1.
     """
 
     model: str
     adapter: str | None = None
     config: dict[str, Any] | None = None
     reference: bool = False
+    temperature: float = 1.0
 
 
 def find_policy(name: str) -> PolicySource:
@@ -70,7 +72,10 @@ def find_policy(name: str) -> PolicySource:
         raise LLMGymError(f"{folder} was written by another version of llm_gym; train again, or use that version")
     if not (folder / ADAPTER / "adapter_config.json").is_file():
         raise LLMGymError(f"the run in {folder} has no adapter: it did not finish; train again with another --out")
-    return PolicySource(config["policy"]["model"], str((folder / ADAPTER).absolute()), config)
+    settings = config["policy"]
+    return PolicySource(
+        settings["model"], str((folder / ADAPTER).absolute()), config, temperature=settings["temperature"]
+    )
 
 
 def _read_json(path: Path) -> Any:
@@ -136,6 +141,7 @@ def load_policy(source: PolicySource, envs: Any) -> LLMPolicy | ReferenceAgent:
         model=source.model,
         lora=None,
         adapter=source.adapter,
+        temperature=source.temperature,
     )
     return policy.to(pick_device("auto"))
 

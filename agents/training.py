@@ -70,6 +70,7 @@ class TrainArguments:
         columns: The task's column names mapped to the file's.
         feedback: Spec of the training feedback; None for the task's.
         partner: Who answers in a conversation; None for the script.
+        temperature: Of sampling; None for that of the run which `policy` goes on from, or 1.
         steps: Training updates, or None.
         minutes: Minutes of training, or None; ten if `steps` is None too.
         seed: Of everything drawn.
@@ -83,6 +84,7 @@ class TrainArguments:
     columns: dict[str, str] | None = None
     feedback: str | None = None
     partner: str | None = None
+    temperature: float | None = None
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
@@ -188,7 +190,8 @@ def _make_model(
         settings["n_steps"] = env.get_attr("max_new_tokens")[0]
     if arguments.algo == "ppo":
         settings["batch_size"] = n_envs * settings["n_steps"] // 4
-    policy = {"model": source.model, "lora": LORA, "adapter": source.adapter, "temperature": 1.0}
+    temperature = source.temperature if arguments.temperature is None else arguments.temperature
+    policy = {"model": source.model, "lora": LORA, "adapter": source.adapter, "temperature": temperature}
     config = {
         "llm_gym_run": RUN_FORMAT,
         "env": arguments.env,

@@ -174,6 +174,29 @@ def test_flags_override_the_run(trained: str, docs: str, capsys: pytest.CaptureF
     assert all(item["score"] == item["parts"]["length"] for item in shown["items"])
 
 
+def test_the_temperature_of_a_run_is_kept_and_may_be_overridden(
+    tmp_path: Path, tiny_model: str, docs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*more: str) -> dict:
+        assert main([*evaluating, "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    run, further = str(tmp_path / "run"), str(tmp_path / "further")
+    cold = ("--steps", "1", "--temperature", "0.5")
+    assert main(asking("train", tiny_model, docs, *cold, "--out", run)) == 0
+    assert main([*asking("train", run, docs, "--steps", "1", "--out", further)]) == 0
+    for folder in (run, further):
+        assert json.loads(Path(folder, "config.json").read_text())["policy"]["temperature"] == 0.5
+    capsys.readouterr()
+    evaluating = ["evaluate", ENV, "--policy", run]
+    kept, same, hotter = shown(), shown("--temperature", "0.5"), shown("--temperature", "2")
+    assert kept == same and kept["temperature"] == 0.5 and hotter["temperature"] == 2
+    assert kept["items"] != hotter["items"]
+    assert shown("--greedy")["temperature"] is None
+    assert main([*evaluating, "--greedy", "--temperature", "1"]) != 0
+    assert "leave it out with --greedy" in told(capsys)
+
+
 def test_evaluating_greedily_does_not_depend_on_the_seed_but_sampling_does(
     tiny_model: str, docs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,7 +372,7 @@ def test_a_person_plays_a_dialogue_and_sees_replies_and_scores(
         json.loads(line) for line in played(monkeypatch, capsys, said, *DIALOGUE, *GOALS, "--json").splitlines() if line
     ]
     assert [row["over"] for row in rows] == [False, False, False, True]
-    assert rows[0]["reply"].startswith("You're an angel") and rows[-1]["reply"] is None
+    assert rows[0]["reply"].startswith("You're an angel") and rows[-1]["reply"].startswith("Thank you.")
     assert rows[-1]["parts"]["goals"] == pytest.approx(1 / 5)
 
 

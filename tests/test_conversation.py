@@ -66,6 +66,13 @@ def test_the_script_asks_asks_again_and_moves_on() -> None:
     assert TASK.reply(row, agent("a", "b", "c")) is None
 
 
+def test_the_partner_says_thanks_if_all_goals_were_met() -> None:
+    row = {"goals": GOALS, "closing": "Thanks!"}
+    assert TASK.farewell(row, agent("a", "b", "c")) == [{"role": "partner", "text": "Thanks!"}]
+    assert TASK.farewell(row, agent("a", "no", "no", "c")) == []  # settled, not met
+    assert TASK.farewell(row, agent("a", "b")) == []
+
+
 @given(st.lists(st.sampled_from(["a", "b", "c", "no"]), max_size=8))
 def test_the_partner_always_ends_and_never_goes_back(said: list[str]) -> None:
     settled = [len(progress(GOALS, agent(*said[:n])).met) for n in range(len(said) + 1)]
@@ -81,7 +88,8 @@ def test_the_reference_agent_meets_every_goal_of_every_scenario_in_three_turns()
     episodes = play(ReferenceAgent(envs), envs, envs.example_ids)
     assert episodes is not None and len(episodes) == 64
     for episode in episodes:
-        assert [turn["role"] for turn in episode.turns] == ["partner", "agent"] * 3, episode.example["id"]
+        assert [turn["role"] for turn in episode.turns] == ["partner", "agent"] * 3 + ["partner"], episode.example["id"]
+        assert episode.turns[-1]["text"] == episode.example["closing"]
         assert progress(episode.example["goals"], episode.turns).met == (True, True, True), episode.example["id"]
         assert episode.text.replace("\n", " ") == episode.reference and episode.finish_reason == "stop"
         assert episode.reward == pytest.approx((30 + 3 * 2) / 5)
@@ -118,12 +126,13 @@ def test_ids_are_only_appended_and_tell_who_wrote_them(seed: int, cap: int, temp
             new = after["roles"][row, size + 1 :]
             new = new[new > 0]
             replied = "reply" in infos and bool(infos["_reply"][row])
-            assert (new == GIVEN).all() and bool(len(new)) == replied and not (terminated[row] and replied)
+            assert (new == GIVEN).all() and bool(len(new)) == (replied and not terminated[row])
         before = after
     for row, episode in enumerate(envs.episodes):
         assert episode.response_ids[episode.agent_mask].tolist() == written[row]
         said = envs.tokenizer.decode(episode.response_ids)
-        assert all(turn["text"] in said for turn in episode.turns[1:] if turn["role"] == "partner")
+        answered = episode.turns[1:-1]  # nobody answers what is said last
+        assert all(turn["text"] in said for turn in answered if turn["role"] == "partner")
         assert 3 <= sum(turn["role"] == "agent" for turn in episode.turns) <= 5
         assert "\n".join(t["text"] for t in episode.turns if t["role"] == "agent") == episode.text
 

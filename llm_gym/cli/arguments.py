@@ -34,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--policy", default=DEFAULT_POLICY, metavar="NAME|FOLDER", help="model name, model folder or run folder"
     )
+    _temperature(training)
     length = training.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive(int), metavar="N", help="training updates")
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="minutes of training (default: 10)")
@@ -48,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     mode = evaluating.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
     mode.add_argument("--sample", action="store_true", help="sample, as in training (default)")
+    _temperature(evaluating)
     evaluating.add_argument(
         "--split",
         choices=("train", "validation", "test", "all"),
@@ -92,6 +94,15 @@ def _environment(parser: argparse.ArgumentParser, data: bool = True) -> None:
         help="the task's column A is the file's column B",
     )
     parser.add_argument("--feedback", metavar="SPEC", help="a scorer's name, or JSON of names and weights")
+
+
+def _temperature(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature",
+        type=_positive(float),
+        metavar="T",
+        help="of sampling; below 1 a weak model makes more sense from the start (default: the run's, or 1)",
+    )
 
 
 def _positive(kind: type) -> Any:

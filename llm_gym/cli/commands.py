@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from llm_gym.errors import LLMGymError
@@ -76,6 +77,7 @@ def train_command(arguments: argparse.Namespace) -> None:
             columns=dict(arguments.columns),
             feedback=arguments.feedback,
             partner=arguments.partner,
+            temperature=arguments.temperature,
             steps=arguments.steps,
             minutes=arguments.minutes,
             seed=arguments.seed,
@@ -100,6 +102,10 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     from llm_gym.data import load_examples
 
     source = evaluation.find_policy(arguments.policy)
+    if arguments.temperature is not None:
+        if arguments.greedy or source.reference:
+            raise LLMGymError("--temperature is for sampling; leave it out with --greedy and --policy reference")
+        source = replace(source, temperature=arguments.temperature)
     env_kwargs = evaluation.environment_arguments(
         arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback, arguments.partner
     )
@@ -120,6 +126,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         "policy": arguments.policy,
         "split": split,
         "mode": "greedy" if arguments.greedy else "sample",
+        "temperature": None if arguments.greedy or source.reference else source.temperature,
         "seed": arguments.seed,
         "feedback": env_kwargs["feedback"],
     }

@@ -67,7 +67,7 @@ def _converse(envs: Any, tell: Callable[[Any, str | None], None], quiet: bool) -
 def _end_turn(envs: Any, tell: Callable[[Any, str | None], None]) -> None:
     envs.end_turns(np.array([0]))
     for _, turn in envs.score():
-        tell(turn, None if turn.over else envs.said(0))
+        tell(turn, envs.reply(0))
 
 
 def _ask(quiet: bool) -> str:

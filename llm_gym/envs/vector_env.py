@@ -270,8 +270,8 @@ class TextVectorEnv(VectorEnv):
         for row, turn in self.score():
             rewards[row] = turn.reward
             info = _turn_info(turn)
-            if not turn.over:
-                info["reply"] = self.said(row)
+            if (reply := self.reply(row)) is not None:
+                info["reply"] = reply
             if turn.over and self.autoreset_mode is AutoresetMode.SAME_STEP:
                 finals[row] = info
             else:
@@ -328,6 +328,7 @@ class TextVectorEnv(VectorEnv):
             self._unscored.append((int(row), turn))
             if turn.over:
                 self._done[row] = True
+                self._turns[row] += self.task.farewell(turn.example, turn.turns)
                 self.episodes[row] = self._record(row, turn.finish_reason if reply is None else "context")
 
     def _record_turn(self, row: int) -> Episode:
@@ -430,9 +431,10 @@ class TextVectorEnv(VectorEnv):
         """Return how many tokens `row` holds."""
         return int(self._length[row])
 
-    def said(self, row: int) -> str:
-        """Return what was said last in `row`."""
-        return self._turns[row][-1]["text"]
+    def reply(self, row: int) -> str | None:
+        """Return what the partner said after the agent's last turn in `row`, or None."""
+        last = self._turns[row][-1]
+        return last["text"] if last["role"] == "partner" else None
 
     def reference_turn(self, row: int) -> str | None:
         """Return what a person would write now in `row`, if the data has that."""

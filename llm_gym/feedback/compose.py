@@ -26,6 +26,8 @@ SCORERS: dict[str, str] = {
     "goals": "llm_gym.feedback.rules:Goals",
     "tone": "llm_gym.feedback.zero_shot:Tone",
     "topic": "llm_gym.feedback.zero_shot:Topic",
+    "judged_tone": "llm_gym.feedback.zero_shot:JudgedTone",
+    "judged_topic": "llm_gym.feedback.zero_shot:JudgedTopic",
     "length": "llm_gym.feedback.rules:Length",
     "key_facts": "llm_gym.feedback.reference:KeyFacts",
     "chrf": "llm_gym.feedback.reference:ChrF",

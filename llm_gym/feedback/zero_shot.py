@@ -38,13 +38,15 @@ class ZeroShot(Scorer):
     to have it.
 
     Args:
-        labels: What the wanted label is compared with; it joins them if it is none of them.
+        labels: What the wanted label is compared with; it joins them if it is none of them. None for the usual ones.
     """
 
     column: ClassVar[str]
+    default_labels: ClassVar[tuple[str, ...]]
+    prompt: ClassVar[str]
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = tuple(labels)
+    def __init__(self, labels: Sequence[str] | None) -> None:
+        self.labels = self.default_labels if labels is None else tuple(labels)
         if len(set(self.labels)) < 2:
             raise LLMGymError(f"labels={labels!r} must be at least two different ones to compare with")
 
@@ -77,22 +79,18 @@ class ZeroShot(Scorer):
         """Return for each text the logits of its labels, float64 `(labels,)`."""
 
 
-class Tone(ZeroShot):
-    """Probability of the wanted tone, by a language model.
+class ByLikelihood(ZeroShot):
+    """By a language model: how likely is the label's name after the text and the prompt?
 
-    How likely the tone's name is after the text and "The tone of this text is", against how likely it is on average
-    after eight passages of different tones: some names are likelier than others whatever the text (calibration, Zhao
-    et al. 2021; over real texts, Zhou et al. 2023).
+    Against how likely it is on average after eight passages of different tones: some names are likelier than others
+    whatever the text (calibration, Zhao et al. 2021; over real texts, Zhou et al. 2023).
 
     Args:
         model: Name of a causal language model.
-        labels: The tones to compare with.
+        labels: What the wanted label is compared with.
     """
 
-    column = "tone"
-    prompt = "{text}\n\nThe tone of this text is"
-
-    def __init__(self, model: str = "smollm2-135m", labels: Sequence[str] = TONES) -> None:
+    def __init__(self, model: str = "smollm2-135m", labels: Sequence[str] | None = None) -> None:
         super().__init__(labels)
         self.lm = language_model(model)
 
@@ -114,19 +112,18 @@ class Tone(ZeroShot):
         return [np.array(values[end - len(names) : end]) for end, names in zip(ends, labels, strict=True)]
 
 
-class Topic(ZeroShot):
-    """Probability of the wanted topic, by sentence embeddings: the softmax of cosines with "A text about <topic>.".
+class ByEmbedding(ZeroShot):
+    """By sentence embeddings: the softmax of the text's cosines with the prompt, each label in it.
 
     Args:
         model: Name of an embedding model.
-        labels: The topics to compare with.
+        labels: What the wanted label is compared with.
         temperature: Of the softmax.
     """
 
-    column = "topic"
-    prompt = "A text about {label}."
-
-    def __init__(self, model: str = "minilm-l6", labels: Sequence[str] = TOPICS, temperature: float = 0.05) -> None:
+    def __init__(
+        self, model: str = "minilm-l6", labels: Sequence[str] | None = None, temperature: float = 0.05
+    ) -> None:
         super().__init__(labels)
         self.embedder, self.temperature = embedder(model), temperature
 
@@ -136,6 +133,34 @@ class Topic(ZeroShot):
             self.embedder([self.prompt.replace("{label}", label) for label in names]) @ vector / self.temperature
             for names, vector in zip(labels, said, strict=True)
         ]
+
+
+class Tone(ByLikelihood):
+    """Probability of the wanted tone, by a language model."""
+
+    column, default_labels = "tone", TONES
+    prompt = "{text}\n\nThe tone of this text is"
+
+
+class Topic(ByEmbedding):
+    """Probability of the wanted topic, by sentence embeddings."""
+
+    column, default_labels = "topic", TOPICS
+    prompt = "A text about {label}."
+
+
+class JudgedTone(ByEmbedding):
+    """Probability of the wanted tone, by sentence embeddings: a second judge of what `Tone` trains."""
+
+    column, default_labels = "tone", TONES
+    prompt = "The mood is {label}."
+
+
+class JudgedTopic(ByLikelihood):
+    """Probability of the wanted topic, by a language model: a second judge of what `Topic` trains."""
+
+    column, default_labels = "topic", TOPICS
+    prompt = "{text}\n\nThis text is about"
 
 
 def _softmax(logits: np.ndarray) -> list[float]:

@@ -69,6 +69,10 @@ class Task:
         """Return what the partner says after `turns`, or None where the conversation is over."""
         return None
 
+    def farewell(self, example: dict[str, Any], turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Return what else is said when a conversation is over; nobody answers it."""
+        return []
+
     def source(self, example: dict[str, Any]) -> str:
         """Return what the agent reads of a data row."""
         return example[self.source_column]

@@ -94,7 +94,8 @@ class Dialogue(Task):
 
     ## Information
     On reset `example` (its id) and `words_cut` (words of the briefing that did not fit into the prompt). When a turn
-    ends `text`, `finish_reason`, `score`, `parts`, `example`, and `reply` if the partner answers.
+    ends `text`, `finish_reason`, `score`, `parts`, `example`, and `reply`, what the
+    partner says to it: an answer, thanks at the end if all goals were met, or nothing.
 
     ## Arguments
     `partner` (`script`, or a model's name), `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`,
@@ -169,6 +170,12 @@ class Dialogue(Task):
         if asked:
             return goals[len(met)]["again"]
         return goals[len(met)]["ask"] if met[-1] else f"Never mind. {goals[len(met)]['ask']}"
+
+    def farewell(self, example: dict[str, Any], turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Return the partner's thanks, if all goals were met."""
+        met, _ = progress(example["goals"], turns)
+        content = len(met) == len(example["goals"]) and all(met)
+        return [{"role": "partner", "text": example["closing"]}] if content else []
 
     def reference(self, example: dict[str, Any]) -> str:
         """Return the answers of the scenario's author."""

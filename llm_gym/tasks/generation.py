@@ -75,8 +75,9 @@ class TextGeneration(Task):
         "brevity": {"weight": -2.0},
     }
     judge = {
-        "reference_similarity": {"weight": 1 / 2},
-        "chrf": {"weight": 1 / 2},
+        "judged_topic": {"weight": 1 / 3},
+        "judged_tone": {"weight": 1 / 3},
+        "reference_similarity": {"weight": 1 / 3},
     }
 
     def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
