@@ -424,6 +424,7 @@ def write_gguf(folder: str, path: Path) -> None:
     writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.eos_token_id)  # it has none; transformers 5.17 cannot do without
     writer.add_eos_token_id(tokenizer.eos_token_id)
     mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
