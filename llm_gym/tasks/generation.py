@@ -32,9 +32,10 @@ class TextGeneration(Task):
     `reset(options={"example": id})` names.
 
     ## Rewards
-    0 until the text ends, then the feedback's value. By default a weighted sum: tone and topic by an embedding model
-    (zero-shot, against the other tones and topics), how likely a language model finds the text after the opening,
-    whether it is complete, less repetition and brevity. No part reads the continuation of the corpus.
+    0 until the text ends, then the feedback's value. By default a weighted sum: tone by a language model and topic
+    by an embedding model (zero-shot, against the other tones and topics), how likely a language model finds the text
+    after the opening, whether it is complete, less copying, repetition and brevity. No part reads the continuation of
+    the corpus.
 
     ## Episode End
     Terminated when the agent emits a stop token (`finish_reason` `stop`) or has written `max_new_tokens` (`length`).
