@@ -14,7 +14,7 @@ class PackedLinear(nn.Module):
     """A linear layer without gradient, whose weight is stored in oneDNN's blocked layout.
 
     PyTorch's own `linear` on a CPU lays out the whole weight anew in each call, which is most of its time at the few
-    rows of a decoding step (2.4 times slower for 16 rows of SmolLM2-135M, `benchmarks/speed.py`).
+    rows of a decoding step (2.7 times slower for 16 rows of SmolLM2-135M, `benchmarks/speed.py`).
     """
 
     ROWS = 16  # for how many rows the layout is chosen; it works for any number
