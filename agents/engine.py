@@ -81,8 +81,6 @@ class Engine:
         """Forget everything; to be called when the weights have changed."""
         self._read[:] = 0
 
-    @torch.inference_mode(False)  # a cache that was made in inference mode could not be written outside of it
-    @torch.no_grad()
     def last_hidden(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
         """Return the hidden state at the last token of each sequence, `(n, H)`.
 
@@ -93,23 +91,37 @@ class Engine:
         """
         rows = np.arange(len(ids)) if rows is None else np.asarray(rows)
         self._bring_forward(rows)
-        order = np.argsort(self._slot[rows])
-        ids, lengths = np.asarray(ids)[order], np.asarray(lengths)[order]
         n, width = ids.shape
-        differs = self._ids[:n, :width] != ids
+        order = np.argsort(self._slot[rows])
+        sequences, ends = np.asarray(ids)[order], np.asarray(lengths)[order] - 1
+        differs = self._ids[:n, :width] != sequences
         common = np.where(differs.any(1), differs.argmax(1), width)
-        kept = np.minimum(np.minimum(common, self._read[:n]), lengths - 1)
-        self._ids[:n, :width] = ids
+        kept = np.minimum(np.minimum(common, self._read[:n]), ends)
+        self._ids[:n, :width] = sequences
         self._read[:n] = kept  # should the pass be broken off, no more than this stands
-        self._prefill(kept, lengths - 1)
-        last = lengths[:, None] - 1
-        hidden = self._run(np.arange(n), np.take_along_axis(ids, last, 1), last, whole=True)[:, 0]
-        self._read[:n] = lengths
-        return hidden[torch.from_numpy(np.argsort(order)).to(hidden.device)]
+        self._prefill(kept, ends)
+        self._read[:n] = ends
+        return self.append(rows, np.take_along_axis(np.asarray(ids), np.asarray(lengths)[:, None] - 1, 1)[:, 0])
+
+    def append(self, rows: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
+        """Return the hidden state `(n, H)` at one more token of each of `rows`, which have been read so far.
+
+        It is `last_hidden` of sequences that have grown by `tokens`, int `(n,)`, but compares nothing. Rows left out
+        may be forgotten.
+        """
+        self._bring_forward(rows)
+        n, slots = len(rows), self._slot[rows]
+        at = self._read[:n]
+        self._ids[slots, at[slots]] = tokens
+        hidden = self._run(np.arange(n), np.take_along_axis(self._ids[:n], at[:, None], 1), at[:, None], whole=True)
+        self._read[:n] += 1
+        return hidden[torch.from_numpy(slots).to(hidden.device), 0]
 
     def _bring_forward(self, rows: np.ndarray) -> None:
         """Move the slots of `rows` to the front, so that the pass over them is a view and no copy."""
         n = len(rows)
+        if (self._slot[rows] < n).all():
+            return
         free = iter(np.setdiff1d(np.arange(n), self._slot[rows]))
         for row in rows[self._slot[rows] >= n]:
             source, target = self._slot[row], next(free)
@@ -138,6 +150,8 @@ class Engine:
         for source, target in twins:
             self.cache.copy(source, target, end[target])
 
+    @torch.inference_mode(False)  # a cache that was made in inference mode could not be written outside of it
+    @torch.no_grad()
     def _run(self, slots: np.ndarray, tokens: np.ndarray, positions: np.ndarray, whole: bool) -> torch.Tensor:
         device = self.backbone.device
         at = torch.from_numpy(positions).to(device)

@@ -75,6 +75,7 @@ class LLMPolicy(ActorCriticPolicy):
         _check_spaces(observation_space, action_space, model)
         self.model_name, self.lora, self.adapter, self.temperature = model, lora, adapter, temperature
         self.actions, self.capacity = int(action_space.n), observation_space["input_ids"].shape[0]  # type: ignore[attr-defined, index]
+        self._stop_ids = list(getattr(action_space, "stop_ids", ()))
         self._build_model()
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = optimizer_class(trainable, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
@@ -287,21 +288,45 @@ class LLMPolicy(ActorCriticPolicy):
     def act(
         self, obs: dict[str, np.ndarray], rows: np.ndarray, deterministic: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Choose a token for some rows of a vector environment.
-
-        Args:
-            obs: The observation of all rows.
-            rows: int `(n,)`, the rows to act in; the others cost nothing.
-            deterministic: Take the likeliest token.
+        """Choose a token for some rows of a vector environment: `write` with `most=1`.
 
         Returns:
             Actions int64 `(n,)` and their log-probabilities float32 `(n,)`.
         """
+        tokens, log_probs = self.write(obs, rows, 1, deterministic)
+        return tokens[:, 0], log_probs[:, 0]
+
+    def write(
+        self, obs: dict[str, np.ndarray], rows: np.ndarray, most: int, deterministic: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write several tokens into some rows of a vector environment, as `act` between its steps would.
+
+        A row is written until its turn ends, by a stop token or its cap, or it has got `most` tokens.
+
+        Args:
+            obs: The observation of all rows.
+            rows: int `(n,)`, the rows to write in; the others cost nothing.
+            most: The most tokens a row gets.
+            deterministic: Take the likeliest token each time.
+
+        Returns:
+            Tokens int64 `(n, most)`, -1 after the end of a row's turn, and their log-probabilities float32 `(n, most)`.
+        """
+        left = np.minimum(obs["tokens_left"][rows, 0], most)
+        tokens, log_probs = np.full((len(rows), most), -1), np.zeros((len(rows), most), np.float32)
+        running = np.arange(len(rows))
         lengths = (obs["roles"][rows] > 0).sum(1)
         with torch.no_grad():
             hidden = self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
-            actions, log_probs = self._choose(self._decoded_logits(hidden), deterministic)
-        return actions.cpu().numpy(), log_probs.cpu().numpy()
+            for place in range(most):
+                chosen, chances = self._choose(self._decoded_logits(hidden), deterministic)
+                tokens[running, place], log_probs[running, place] = chosen.cpu().numpy(), chances.cpu().numpy()
+                going_on = (left[running] > place + 1) & ~np.isin(tokens[running, place], self._stop_ids)
+                running = running[going_on]
+                if not len(running):
+                    break
+                hidden = self._engines["act"].append(rows[running], tokens[running, place])
+        return tokens, log_probs
 
     def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""

@@ -20,20 +20,21 @@ class ReferenceAgent:
         self.envs = envs
         self._plans: dict[int, list[int]] = {}
 
-    def act(
-        self, obs: dict[str, np.ndarray], rows: np.ndarray, deterministic: bool = False
+    def write(
+        self, obs: dict[str, np.ndarray], rows: np.ndarray, most: int, deterministic: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the next token of each row's text, and log-probability 0; see `LLMPolicy.act`.
+        """Return the next tokens of each row's text, and log-probabilities 0; see `LLMPolicy.write`.
 
         Raises:
             LLMGymError: An example has no reference.
         """
-        tokens = []
-        for row in rows.tolist():
+        tokens = np.full((len(rows), most), -1)
+        for place, row in enumerate(rows.tolist()):
             if obs["tokens_left"][row, 0] == self.envs.max_new_tokens:  # a turn begins
                 self._plans[row] = self._plan(row)
-            tokens.append(self._plans[row].pop(0))
-        return np.array(tokens, np.int64), np.zeros(len(tokens), np.float32)
+            part, self._plans[row] = self._plans[row][:most], self._plans[row][most:]
+            tokens[place, : len(part)] = part
+        return tokens, np.zeros(tokens.shape, np.float32)
 
     def _plan(self, row: int) -> list[int]:
         text = self.envs.reference_turn(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy as np
 from agents.policy import LLMPolicy
 from agents.reference import ReferenceAgent
 from llm_gym.episode import Episode
+
+
+STRIDE = 16  # tokens that a policy writes between two looks at which rows are free
 
 
 def play(
@@ -24,50 +27,61 @@ def play(
     Args:
         policy: Who writes.
         envs: A `TextVectorEnv` with autoreset DISABLED and any number of rows.
-        examples: Ids; more than there are rows are played in turns.
+        examples: Ids; where there are more than rows, a row that has ended takes the next one.
         deterministic: Take the likeliest token each time.
         on_step: Called after each step with the number of tokens written in it; False stops.
 
     Returns:
         The finished episodes in order, with the log-probabilities of what was written; None if `on_step` stopped.
     """
-    episodes: list[Episode] = []
-    for start in range(0, len(examples), envs.num_envs):
-        batch = _play_batch(policy, envs, examples[start : start + envs.num_envs], deterministic, on_step)
-        if batch is None:
-            return None
-        episodes += batch
-    return episodes
-
-
-def _play_batch(
-    policy: LLMPolicy | ReferenceAgent,
-    envs: Any,
-    examples: Sequence[str],
-    deterministic: bool,
-    on_step: Callable[[int], bool] | None,
-) -> list[Episode] | None:
-    idle = envs.num_envs - len(examples)
-    envs.reset(options={"example": [*examples, *[examples[0]] * idle]})
-    running = np.arange(envs.num_envs) < len(examples)
-    waiting = np.zeros_like(running)
-    log_probs: list[list[float]] = [[] for _ in examples]
+    seats = np.full(envs.num_envs, -1)  # which of the examples a row is about
+    seats[: len(examples)] = np.arange(min(len(examples), len(seats)))
+    envs.reset(options={"example": [examples[max(0, seat)] for seat in seats]})
+    ahead = iter(range(len(seats), len(examples)))
+    episodes: list[Any] = [None] * len(examples)
+    log_probs: list[list[np.ndarray]] = [[] for _ in examples]
+    running, waiting = seats >= 0, np.zeros(len(seats), bool)
     while running.any():
         rows = np.flatnonzero(running)
-        tokens, chosen = policy.act(envs.observation(), rows, deterministic)
-        for row, value in zip(rows, chosen, strict=True):
-            log_probs[row].append(value)
-        ended = envs.write(rows, tokens, chosen)
-        running[ended] = False
-        waiting[ended] = True
-        if on_step is not None and not on_step(len(rows)):
-            return None
-        if not running.any():  # partners answer everyone at once
-            envs.end_turns(np.flatnonzero(waiting))
-            running, waiting = waiting & ~envs.done, np.zeros_like(waiting)
+        tokens, chosen = policy.write(envs.observation(), rows, STRIDE, deterministic)
+        for seat, written, values in zip(seats[rows], tokens, chosen, strict=True):
+            log_probs[seat].append(values[written >= 0])
+        for ended in _replay(envs, rows, tokens, chosen, on_step):
+            if ended is None:
+                return None
+            running[ended], waiting[ended] = False, True
+        if envs.task.max_turns > 1 and running.any():
+            continue  # partners answer everyone at once
+        envs.end_turns(np.flatnonzero(waiting))
+        over = np.flatnonzero(waiting & envs.done)
+        for row in over:
+            episodes[seats[row]] = envs.episodes[row]
+            seats[row] = next(ahead, -1)
+        _seat(envs, over[seats[over] >= 0], seats, examples)
+        running |= waiting & (seats >= 0)
+        waiting[:] = False
     envs.score()  # all at once: a source is read once for all texts about it
-    episodes = envs.episodes[: len(examples)]
     for episode, values in zip(episodes, log_probs, strict=True):
         episode.log_probs = np.zeros(len(episode.agent_mask), np.float32)
-        episode.log_probs[episode.agent_mask] = values
+        episode.log_probs[episode.agent_mask] = np.concatenate(values)
     return episodes
+
+
+def _replay(
+    envs: Any, rows: np.ndarray, tokens: np.ndarray, log_probs: np.ndarray, on_step: Callable[[int], bool] | None
+) -> Iterator[np.ndarray | None]:
+    """Write tokens into the environment step by step; yield the rows whose turn ends, None where `on_step` stops."""
+    for step in range(tokens.shape[1]):
+        written = tokens[:, step] >= 0
+        if not written.any():
+            return
+        yield envs.write(rows[written], tokens[written, step], log_probs[written, step])
+        if on_step is not None and not on_step(int(written.sum())):
+            yield None
+
+
+def _seat(envs: Any, rows: np.ndarray, seats: np.ndarray, examples: Sequence[str]) -> None:
+    """Begin the next example in each of `rows`."""
+    if len(rows):
+        mask = np.isin(np.arange(envs.num_envs), rows)
+        envs.reset(options={"reset_mask": mask, "example": [examples[max(0, seat)] for seat in seats]})

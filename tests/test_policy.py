@@ -217,7 +217,7 @@ def loss(policy: LLMPolicy, obs: dict[str, np.ndarray]) -> torch.Tensor:
         lambda weights: torch.optim.Adam(weights, lr=0.05, foreach=True),
         lambda weights: torch.optim.AdamW(weights, lr=0.05),
         lambda weights: torch.optim.SGD(weights, lr=1.0, fused=True),
-        lambda weights: torch.optim.RMSprop(weights, lr=0.05),
+        lambda weights: torch.optim.RMSprop(weights, lr=0.005),  # whose first step is ten times that
     ],
     ids=["fused Adam", "foreach Adam", "AdamW", "fused SGD", "RMSprop"],
 )

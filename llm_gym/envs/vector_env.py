@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -25,6 +25,15 @@ from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
 GIVEN, WRITTEN = 1, 2  # `roles`; 0 is padding
+
+
+class _Ended(NamedTuple):
+    """A turn that has ended: its row and record, all turns of its episode, and the episode's record once it is over."""
+
+    row: int
+    turn: Episode
+    past: list[Episode]
+    whole: Episode | None
 
 
 class TextVectorEnv(VectorEnv):
@@ -140,8 +149,8 @@ class TextVectorEnv(VectorEnv):
         self._turn_start = np.zeros(n, np.int64)
         self._turn = np.zeros(n, np.int64)
         self._turns: list[list[dict[str, str]]] = [[] for _ in range(n)]
-        self._unscored: list[tuple[int, Episode]] = []
-        self._scored: list[list[Episode]] = [[] for _ in range(n)]
+        self._past: list[list[Episode]] = [[] for _ in range(n)]  # the turns of the episode so far
+        self._unscored: list[_Ended] = []
         self._example = np.zeros(n, np.int64)
         self._done = np.ones(n, bool)
         self._started = False
@@ -167,7 +176,8 @@ class TextVectorEnv(VectorEnv):
         Args:
             seed: Row i is seeded with `seed + i`, or with the i-th of a sequence.
             options: `{"example": id}` or one id a row (None: drawn) chooses the examples; `{"reset_mask": mask}`,
-                bool `(N,)`, resets these rows only.
+                bool `(N,)`, resets these rows only. What ended in a row and has not been scored is then still to be
+                scored; a reset of all rows drops it.
 
         Raises:
             LLMGymError: Unknown example id, or a mask or seeds of the wrong shape.
@@ -179,6 +189,8 @@ class TextVectorEnv(VectorEnv):
         if seeds is not None and len(seeds) != self.num_envs:
             raise LLMGymError(f"{len(seeds)} seeds for {self.num_envs} environments; pass one a row, or one integer")
         rows = np.flatnonzero(self._reset_mask(options.get("reset_mask")))
+        if options.get("reset_mask") is None:
+            self._unscored = []
         for row, row_seed in enumerate(() if seeds is None else seeds):
             if row in rows and row_seed is not None:
                 self.generators[row] = seeding.np_random(int(row_seed))[0]
@@ -216,7 +228,7 @@ class TextVectorEnv(VectorEnv):
     ) -> dict[str, Any]:
         """Write the prompts of new episodes into `rows`, and what there is to know of them into `infos`."""
         infos = {} if infos is None else infos
-        self._unscored = [(row, turn) for row, turn in self._unscored if row not in rows]
+        self._unscored = [ended for ended in self._unscored if ended.past[-1].over or ended.row not in rows]
         for row in rows:
             index = None if chosen is None else chosen[row]
             if index is None:
@@ -232,7 +244,7 @@ class TextVectorEnv(VectorEnv):
             self._left[row] = self.max_new_tokens
             self._length[row] = self._prompt_length[row] = self._turn_start[row] = size
             self._turn[row] = 0
-            self._scored[row] = []
+            self._past[row] = []
             self._turns[row] = self.task.opening(self.examples[index])
             self._example[row] = index
             self._done[row] = False
@@ -318,26 +330,31 @@ class TextVectorEnv(VectorEnv):
 
     def end_turns(self, rows: np.ndarray) -> None:
         """Record the turns of `rows`, unscored; let the partner answer them, or end the episode."""
-        turns = [self._record_turn(row) for row in rows]
+        if not len(rows):
+            return
+        turns = self._record_turns(rows)
         going_on = [turn for row, turn in zip(rows, turns, strict=True) if self._turn[row] < self.task.max_turns]
         replies = iter(self.partner(going_on) if going_on else ())
         for row, turn in zip(rows, turns, strict=True):
             reply = next(replies) if self._turn[row] < self.task.max_turns else None
-            fits = reply is not None and self._begin_turn(row, reply)
-            turn.over = not fits
-            self._unscored.append((int(row), turn))
+            turn.over = reply is None or not self._begin_turn(row, reply)
+            self._past[row].append(turn)
             if turn.over:
                 self._done[row] = True
                 self._turns[row] += self.task.farewell(turn.example, turn.turns)
-                self.episodes[row] = self._record(row, turn.finish_reason if reply is None else "context")
+                self.episodes[row] = self._record(row, turn, "context" if reply is not None else turn.finish_reason)
+            self._unscored.append(_Ended(int(row), turn, self._past[row], self.episodes[row]))
 
-    def _record_turn(self, row: int) -> Episode:
-        """Return the record of the turn that `row` has just ended."""
-        ids = self._ids[row, self._turn_start[row] : self._length[row]]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        self._turns[row].append({"role": "agent", "text": text})
-        self._turn[row] += 1
-        return self._episode(row, text, "stop" if self._stops[ids[-1]] else "length")
+    def _record_turns(self, rows: np.ndarray) -> list[Episode]:
+        """Return the records of the turns that `rows` have just ended."""
+        written = [self._ids[row, self._turn_start[row] : self._length[row]] for row in rows]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        turns = []
+        for row, ids, text in zip(rows, written, texts, strict=True):
+            self._turns[row].append({"role": "agent", "text": text.strip()})
+            self._turn[row] += 1
+            turns.append(self._episode(row, text.strip(), "stop" if self._stops[ids[-1]] else "length"))
+        return turns
 
     def _begin_turn(self, row: int, reply: str) -> bool:
         """Append the partner's reply; return whether it and another turn fit into the context."""
@@ -354,8 +371,10 @@ class TextVectorEnv(VectorEnv):
         self._turns[row].append({"role": "partner", "text": reply})
         return True
 
-    def _record(self, row: int, finish_reason: str) -> Episode:
-        """Return the record of the whole episode."""
+    def _record(self, row: int, last: Episode, finish_reason: str) -> Episode:
+        """Return the record of the whole episode, which is its only turn's where a task has but one."""
+        if self.task.max_turns == 1:
+            return last
         text = "\n".join(turn["text"] for turn in self._turns[row] if turn["role"] == "agent")
         return self._episode(row, text, finish_reason)
 
@@ -382,8 +401,9 @@ class TextVectorEnv(VectorEnv):
             LLMGymError: The feedback is not finite.
         """
         unscored, self._unscored = self._unscored, []
-        turns = [turn for _, turn in unscored]
-        for (row, turn), score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
+        turns = [ended.turn for ended in unscored]
+        for ended, score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
+            turn = ended.turn
             if not np.isfinite(score.value):
                 raise LLMGymError(
                     f"the feedback gave {score.value} for example {turn.example['id']!r} (parts {score.parts}); "
@@ -392,10 +412,9 @@ class TextVectorEnv(VectorEnv):
             turn.reward = float(score.value) / self.task.max_turns
             turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
             turn.token_rewards = self._token_rewards(turn, score.placed)
-            self._scored[row].append(turn)
-            if turn.over:
-                self._sum_up(row)
-        return unscored
+            if turn.over and ended.whole is not turn:
+                _sum_up(ended.whole, ended.past)
+        return [(ended.row, ended.turn) for ended in unscored]
 
     def _token_rewards(self, turn: Episode, placed: Sequence[tuple[int, float]]) -> np.ndarray:
         """Give each placed value to the token of the turn that brought the text so far."""
@@ -409,15 +428,6 @@ class TextVectorEnv(VectorEnv):
             for end, value in placed:
                 rewards[start + int(np.searchsorted(reached, end))] += value / self.task.max_turns
         return rewards
-
-    def _sum_up(self, row: int) -> None:
-        episode, turns = self.episodes[row], self._scored[row]
-        assert episode is not None
-        episode.reward = sum(turn.reward for turn in turns)  # type: ignore[misc]
-        episode.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
-        episode.token_rewards = np.zeros(len(episode.response_ids), np.float32)
-        for turn in turns:
-            episode.token_rewards[: len(turn.response_ids)] += turn.token_rewards
 
     def _restart(self, last: dict[int, dict[str, Any]], infos: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: put what ended aside as `final_obs` and `final_info`, and begin anew."""
@@ -473,6 +483,15 @@ class TextVectorEnv(VectorEnv):
         """Return what each token adds to the text."""
         texts = [self.tokenizer.decode(ids[: i + 1], skip_special_tokens=True) for i in range(len(ids))]
         return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
+
+
+def _sum_up(whole: Any, turns: list[Any]) -> None:
+    """Give an episode the sum of its turns' rewards."""
+    whole.reward = sum(turn.reward for turn in turns)
+    whole.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
+    whole.token_rewards = np.zeros(len(whole.response_ids), np.float32)
+    for turn in turns:
+        whole.token_rewards[: len(turn.response_ids)] += turn.token_rewards
 
 
 def _turn_info(turn: Episode) -> dict[str, Any]:
