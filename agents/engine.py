@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel
 
-PREFILL_TOKENS = 2048  # padded tokens of one prefill pass
+PREFILL_TOKENS = 512  # padded tokens of one prefill pass: enough for full speed, few enough to stay in a core's cache
 
 
 class KeyValueCache(Cache):
@@ -132,16 +132,16 @@ class Engine:
             self._slot[row] = target
 
     def _prefill(self, start: np.ndarray, end: np.ndarray) -> None:
-        """Read tokens `start..end` of each slot, equal sequences once, similar lengths together."""
+        """Read tokens `start..end` of each slot: equal sequences once, what all begin with once, similar lengths together."""
         first: dict[bytes, int] = {}
         twins: list[tuple[int, int]] = []
         for slot in np.flatnonzero(end > start).tolist():
             key = self._ids[slot, : end[slot]].tobytes()
             if first.setdefault(key, slot) != slot:
                 twins.append((first[key], slot))
+        start = self._read_beginning([slot for slot in first.values() if start[slot] == 0], start.copy(), end)
         slots = sorted(first.values(), key=lambda slot: end[slot] - start[slot], reverse=True)
-        while slots:
-            size = end[slots[0]] - start[slots[0]]
+        while slots and (size := end[slots[0]] - start[slots[0]]):
             batch, slots = slots[: max(1, PREFILL_TOKENS // size)], slots[max(1, PREFILL_TOKENS // size) :]
             positions = start[batch][:, None] + np.arange(size)
             # Padding runs into positions that later tokens overwrite before anything looks at them.
@@ -150,6 +150,20 @@ class Engine:
         for source, target in twins:
             self.cache.copy(source, target, end[target])
 
+    def _read_beginning(self, fresh: list[int], start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Read once what all `fresh` slots begin with, such as a chat template; return where each is to go on."""
+        if len(fresh) < 2:
+            return start
+        differs = (self._ids[fresh] != self._ids[fresh[0]]).any(0)
+        size = min(int(differs.argmax()) if differs.any() else self.capacity, int(end[fresh].min()))
+        if size:
+            positions = np.arange(size)[None]
+            self._run(np.asarray(fresh[:1]), self._ids[fresh[:1], :size], positions, whole=False)
+            for slot in fresh[1:]:
+                self.cache.copy(fresh[0], slot, size)
+            start[fresh] = size
+        return start
+
     @torch.inference_mode(False)  # a cache that was made in inference mode could not be written outside of it
     @torch.no_grad()
     def _run(self, slots: np.ndarray, tokens: np.ndarray, positions: np.ndarray, whole: bool) -> torch.Tensor:
@@ -157,10 +171,11 @@ class Engine:
         at = torch.from_numpy(positions).to(device)
         self.cache.aim(torch.from_numpy(slots).to(device), at, whole)
         keys = torch.arange(int(positions.max()) + 1, device=device)
+        seen = torch.where(keys <= at[..., None], 0.0, -torch.inf)[:, None]  # each layer would make it of a bool mask
         self.tokens_run += tokens.size
         return self.backbone(
             input_ids=torch.from_numpy(tokens).to(device),
-            attention_mask=(keys <= at[..., None])[:, None],
+            attention_mask=seen.to(self.backbone.dtype),
             position_ids=at,
             use_cache=True,
             **{self._cache_argument: self.cache},

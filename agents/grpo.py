@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from agents.losses import clipped_surrogate, entropy, group_advantages, kl_k3, token_log_probs
+from agents.losses import clipped_surrogate, group_advantages, kl_k3
 from agents.policy import LLMPolicy
 from agents.rollout import play
 from agents.vec_env import GymVecEnv
@@ -205,7 +205,7 @@ class GRPO(BaseAlgorithm):
         reference = None
         if self.kl_coef:
             with torch.no_grad(), self.policy.reference():
-                reference = token_log_probs(self.policy.packed_logits(packed), packed.targets)
+                reference, _ = self.policy.packed_stats(packed)
         return {
             "packed": packed,
             "old": old.to(self.device),
@@ -215,12 +215,11 @@ class GRPO(BaseAlgorithm):
 
     def _loss(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of each token and what to log, one value a token each."""
-        logits = self.policy.packed_logits(batch["packed"])
-        log_probs = token_log_probs(logits, batch["packed"].targets)
+        log_probs, entropy = self.policy.packed_stats(batch["packed"])
         loss = clipped_surrogate(log_probs, batch["old"], batch["advantages"], self.clip_range)
         difference = log_probs.detach() - batch["old"]
         stats = {
-            "entropy": entropy(logits.detach()),
+            "entropy": entropy.detach(),
             "ratio_error": difference.abs(),
             "clip_fraction": ((difference.exp() - 1).abs() > self.clip_range).float(),
         }

@@ -7,17 +7,6 @@ import torch
 SMALLEST = 1e-4  # spread of a group's rewards, below which they are as good as equal
 
 
-def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each of `tokens` `(N,)` under its logits `(N, V)`."""
-    return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the entropy in nats of each distribution, `(N,)`, from logits `(N, V)`."""
-    log_probs = logits.log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
 def clipped_surrogate(
     log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, clip: float
 ) -> torch.Tensor:

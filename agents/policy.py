@@ -20,8 +20,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
+from agents.head import token_stats
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Packed, check_attention
+
+BLOCK = 256  # tokens of the vocabulary that sampling takes together
 
 Observation = Packed | dict[str, torch.Tensor]
 
@@ -266,19 +269,31 @@ class LLMPolicy(ActorCriticPolicy):
         return actions, self._values(hidden), log_probs
 
     def _choose(self, logits: torch.Tensor, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        log_probs = logits.log_softmax(-1)
-        if deterministic:
-            actions = log_probs.argmax(-1)
-        else:
-            actions = self._sample(log_probs)
-        return actions, log_probs.gather(-1, actions[:, None])[:, 0]
+        """Return a token for each row of `(N, V)` and its log-probability."""
+        highest, likeliest = logits.max(-1, keepdim=True)
+        weights = (logits - highest).exp_()
+        if spare := -weights.shape[1] % BLOCK:
+            weights = nn.functional.pad(weights, (0, spare))
+        blocks = weights.view(len(weights), -1, BLOCK)
+        reached = blocks.sum(-1).double().cumsum(-1)
+        actions = likeliest if deterministic else self._sample(blocks, reached)
+        log_probs = logits.gather(-1, actions) - highest - reached[:, -1:].log()
+        return actions[:, 0], log_probs[:, 0].float()
 
-    def _sample(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Draw by inverting the distribution: one random number a row, where `multinomial` draws one a token."""
-        reached = log_probs.double().exp().cumsum(-1)
+    def _sample(self, blocks: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
+        """Draw by inverting the distribution: one random number a row, where `multinomial` draws one a token.
+
+        First a block of the vocabulary is drawn, then a token in it, so that sums run over few numbers in float64.
+
+        Args:
+            blocks: The tokens' weights, `(N, B, BLOCK)`.
+            reached: Running sums of the blocks, float64 `(N, B)`.
+        """
         drawn = torch.rand(len(reached), 1, generator=self._random(), device=self.device, dtype=torch.float64)
-        actions = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)[:, 0]  # right: never one of chance 0
-        return actions.clamp(max=reached.shape[1] - 1)
+        drawn = drawn * reached[:, -1:]
+        block = _first_above(reached, drawn)
+        inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
+        return block * BLOCK + _first_above(inside, drawn - (reached.gather(-1, block) - inside[:, -1:]))
 
     def _random(self) -> torch.Generator:
         if self._generator is None or self._generator.device != self.device:
@@ -330,14 +345,18 @@ class LLMPolicy(ActorCriticPolicy):
 
     def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
-        hidden, logits = self._next_logits(obs, "rollout")
-        log_probs = logits.log_softmax(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return self._values(hidden), log_probs.gather(-1, actions.long().view(-1, 1))[:, 0], entropy
+        hidden = self._hidden(obs, "rollout")
+        return self._values(hidden), *self._stats(hidden, actions.long().flatten())
 
-    def packed_logits(self, packed: Packed) -> torch.Tensor:
-        """Return the logits `(N, V)` that predict the packed targets, with gradient."""
-        return self.logits(self._hidden_packed(packed.to(self.device)))
+    def packed_stats(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities and entropies `(N,)` at the packed targets, with gradient."""
+        packed = packed.to(self.device)
+        return self._stats(self._hidden_packed(packed), packed.targets)
+
+    def _stats(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = self._head()
+        bias = None if bias is None else bias / self.temperature
+        return token_stats(hidden.float() / self.temperature, weight, bias, tokens)
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over the next token."""
@@ -402,6 +421,12 @@ class LLMPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+def _first_above(sums: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return where running sums `(N, K)` first exceed a value `(N, 1)`, which rounding may have put out of reach."""
+    value = value.clamp(min=0).minimum(sums[:, -1:].nextafter(sums.new_zeros(1)))
+    return torch.searchsorted(sums, value, right=True)  # right: never a place where nothing is added
 
 
 _policies: weakref.WeakSet[LLMPolicy] = weakref.WeakSet()

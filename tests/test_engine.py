@@ -80,6 +80,30 @@ def test_equal_prompts_are_read_once(backbone) -> None:
     assert engine.tokens_run == 28 + 8
 
 
+def test_what_all_prompts_begin_with_is_read_once(backbone) -> None:
+    engine = Engine(backbone, 4, CAPACITY)
+    beginning, *ends = random_sequences(16, 8, 5, 3, 5)
+    sequences = [[*beginning, *end] for end in ends]
+    check(engine, sequences, [0, 1, 3])
+    assert engine.tokens_run == 8 + (4 + 4 + 4) + 3  # the beginning, one padded pass, the last tokens
+    check(engine, [[*s, 7] for s in sequences], [0, 1, 3])
+    engine.clear()
+    check(engine, [beginning, [*beginning, 5], [*beginning, 6, 7, 8]], [0, 1, 3])  # one prompt is another's beginning
+
+
+def test_appended_tokens_need_no_comparison(backbone) -> None:
+    engine = Engine(backbone, 3, CAPACITY)
+    sequences = random_sequences(17, 4, 6, 5)
+    check(engine, sequences)
+    for rows, tokens in (([0, 1, 2], [1, 2, 3]), ([2, 0], [4, 5]), ([2], [6])):  # rows may finish
+        for row, token in zip(rows, tokens, strict=True):
+            sequences[row].append(token)
+        found = engine.append(np.array(rows), np.array(tokens))
+        torch.testing.assert_close(
+            found, full_forward(backbone, [sequences[row] for row in rows]), atol=1e-5, rtol=1e-5
+        )
+
+
 def test_several_tokens_may_be_appended_at_once(backbone) -> None:
     engine = Engine(backbone, 3, CAPACITY)
     sequences = random_sequences(4, 4, 5, 6)

@@ -1,0 +1,1 @@
+"""The rows of the speed table, by what they measure; `benchmarks/speed.py` prints them."""
