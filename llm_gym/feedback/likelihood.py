@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
-
-if TYPE_CHECKING:
-    from llm_gym.models.packing import Segment
 
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
@@ -50,7 +47,7 @@ class LanguageModel:
     def _score(self, context: str, texts: list[str]) -> Iterator[tuple[str, float]]:
         """Run the context with a row full of texts at a time; nothing is padded."""
         from llm_gym.models.load import load_tokenizer
-        from llm_gym.models.packing import ROW_TOKENS, Segment
+        from llm_gym.models.packing import Segment, read
 
         tokenizer = load_tokenizer(self.model)
         head, *rows = (
@@ -59,32 +56,9 @@ class LanguageModel:
         )
         if any(not len(row) for row in rows):
             raise LLMGymError("the likelihood of an empty text is undefined; score it by a rule instead")
-        segments = [Segment(head, row, np.ones(len(row), bool)) for row in rows]
-        ends = len(head) + np.cumsum([len(row) for row in rows])
-        while texts:
-            fit = max(1, int(np.searchsorted(ends, ROW_TOKENS, "right")))
-            yield from zip(texts[:fit], self._means(segments[:fit]), strict=True)
-            texts, segments, ends = texts[fit:], segments[fit:], ends[fit:] - (ends[fit - 1] - len(head))
-
-    def _means(self, segments: list[Segment]) -> list[float]:
-        import torch
-
-        from llm_gym.models.load import shared_causal_lm
-        from llm_gym.models.packing import check_attention, pack
-
-        model = shared_causal_lm(self.model, dtype="float32")
-        check_attention(model.config, self.model)
-        packed = pack(segments).to(model.device)
-        with torch.no_grad():
-            logits = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.mask,
-                position_ids=packed.position_ids,
-                use_cache=False,
-                logits_to_keep=packed.columns,
-            ).logits[0]
-            chosen = logits.gather(-1, packed.targets[:, None])[:, 0] - logits.logsumexp(-1)
-        return [part.mean().item() for part in chosen.split([len(segment.ids) for segment in segments])]
+        logits = read(self.model, [Segment(head, row, np.ones(len(row), bool)) for row in rows])
+        for text, row, told in zip(texts, rows, logits, strict=True):
+            yield text, (told[np.arange(len(row)), row] - told.logsumexp(-1)).mean().item()
 
 
 _models: dict[str, LanguageModel] = {}
