@@ -384,6 +384,11 @@ class TextVectorEnv(VectorEnv):
         unscored, self._unscored = self._unscored, []
         turns = [turn for _, turn in unscored]
         for (row, turn), score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
+            if score.abstained:
+                raise LLMGymError(
+                    f"{', '.join(score.abstained)} abstained from example {turn.example['id']!r}, and a step needs a "
+                    "reward; give the judge a longer deadline, or use on_failure='abstain' outside of environments only"
+                )
             if not np.isfinite(score.value):
                 raise LLMGymError(
                     f"the feedback gave {score.value} for example {turn.example['id']!r} (parts {score.parts}); "
