@@ -1,4 +1,4 @@
-"""Judges behind an endpoint, over real HTTP: servers that run a model, and servers that misbehave; the cache on disk."""
+"""Judges behind an endpoint, over real HTTP, served by a model and by servers that misbehave; their cache."""
 
 from __future__ import annotations
 
@@ -443,8 +443,9 @@ def test_the_first_answer_stays_and_floats_come_back_exactly(tmp_path):
     values = (1 / 3, 0.1 + 0.2, 5e-324)
     assert store.put("a", values) == values and store.put("a", (0.5, 0.5)) == values
     assert store.get(["a", "b", "a"]) == {"a": values}
-    for i in range(1200):
-        store.put(str(i), (float(i),))
+    with store.held():
+        for i in range(1200):
+            store.put(str(i), (float(i),))
     assert store.get(map(str, range(2000))) == {str(i): (float(i),) for i in range(1200)}
 
 

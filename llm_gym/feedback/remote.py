@@ -132,6 +132,7 @@ class RemoteJudge:
         # Only whole and uncompressed responses, so that their size is what was read; no redirect takes the key along.
         plain = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         with (
+            store.held(),
             httpx2.Client(headers={**plain, **self._authorization()}, follow_redirects=False) as client,
             ThreadPoolExecutor(min(self.concurrency, len(questions))) as pool,
         ):

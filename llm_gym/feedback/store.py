@@ -35,7 +35,7 @@ class Store:
         found: dict[str, tuple[float, ...]] = {}
         if not self.path.exists():
             return found
-        with self._open() as db:
+        with self._errors(), contextlib.closing(self._connect()) as db:
             for start in range(0, len(wanted), BATCH):
                 batch = wanted[start : start + BATCH]
                 marks = ",".join("?" * len(batch))
@@ -45,18 +45,29 @@ class Store:
 
     def put(self, key: str, answer: tuple[float, ...]) -> tuple[float, ...]:
         """Keep an answer, unless another process was first; return the one that is kept."""
-        with self._open() as db:
+        with self._errors(), contextlib.closing(self._connect()) as db:
             db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
             (kept,) = db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return tuple(json.loads(kept))
 
+    def held(self) -> contextlib.closing[sqlite3.Connection]:
+        """Keep the file open within a `with`: the last connection to close empties the log, which takes its time."""
+        with self._errors():
+            db = self._connect()
+            db.execute("SELECT key FROM answers LIMIT 1").fetchall()
+        return contextlib.closing(db)
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            self._create()
+        db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        db.execute("PRAGMA synchronous=NORMAL")  # safe from a kill; a power cut may cost the last answers
+        return db
+
     @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _errors(self) -> Iterator[None]:
         try:
-            if not self.path.exists():
-                self._create()
-            with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as db:
-                yield db
+            yield
         except (sqlite3.Error, OSError) as error:
             raise LLMGymError(
                 f"the judge's cache {str(self.path)!r} cannot be used ({error}); delete it, or set LLM_GYM_CACHE to a "
