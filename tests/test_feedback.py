@@ -527,10 +527,26 @@ def test_special_tokens_written_in_a_text_or_source_are_read_as_plain_characters
 def test_the_language_model_reads_each_text_once(tiny_model, monkeypatch):
     model, calls = LanguageModel(tiny_model), []
     original = model._score
-    monkeypatch.setattr(model, "_score", lambda context, texts: calls.append(texts) or original(context, texts))
+    monkeypatch.setattr(model, "_score", lambda pairs: calls.append(pairs) or original(pairs))
     one = model([("Text: a", " b"), ("Text: a", " b c"), ("Text: a", " b")])
     assert model([("Text: a", " b c"), ("Text: a", " b")]) == [one[1], one[0]]
-    assert calls == [[" b", " b c"]]
+    assert calls == [[("Text: a", " b"), ("Text: a", " b c")], []]
+
+
+def test_what_contexts_begin_with_is_read_once(tiny_model, monkeypatch):
+    from llm_gym.models import packing
+
+    contexts = [f"The council met to talk about the bridge. {said}" for said in ("And who pays?", "When?", "Well")]
+    pairs = [(context, text) for context in [*contexts, "Rain fell."] for text in (" Rain.", " The river rose.")]
+    tokens, pack = [], packing.pack
+    monkeypatch.setattr(packing, "pack", lambda segments: tokens.append(pack(segments).tokens) or pack(segments))
+    found = LanguageModel(tiny_model)(pairs)
+    assert found == [pytest.approx(naive(tiny_model, *pair), abs=1e-4) for pair in pairs]
+    together = sum(tokens)
+    tokens.clear()
+    for pair in pairs:
+        LanguageModel(tiny_model)([pair])
+    assert len(tokens) == len(pairs) and together < 0.6 * sum(tokens)
 
 
 def test_what_the_language_model_remembers_is_bounded(tiny_model, monkeypatch):

@@ -47,7 +47,9 @@ def test_chunks_equal_the_whole(n: int, chunk: int, bias: bool, both: bool) -> N
         torch.testing.assert_close(mine, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("trained", [("weight",), ("hidden", "weight"), ("hidden", "bias"), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize(
+    "trained", [("weight",), ("hidden", "weight"), ("hidden", "bias"), ("hidden", "weight", "bias")]
+)
 def test_an_output_layer_that_is_trained_gets_its_gradient(trained: tuple[str, ...]) -> None:
     arguments, upstream = drawn(11, bias=True), torch.randn(2, 11, generator=torch.Generator().manual_seed(2))
     found = gradients(lambda **a: head.token_stats(**a, chunk=4), trained, upstream, arguments)

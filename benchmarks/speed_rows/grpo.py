@@ -146,7 +146,7 @@ def _trainer(folder: Path, adapter: str, steps: int) -> Any:
     prompts = []
     for example in envs.envs.unwrapped.example_ids:
         observation, _ = envs.envs.reset(options={"example": example})
-        prompts.append(envs.envs.unwrapped.tokenizer.decode(observation["input_ids"][0, : PROMPT_TOKENS]))
+        prompts.append(envs.envs.unwrapped.tokenizer.decode(observation["input_ids"][0, :PROMPT_TOKENS]))
     tokenizer = load_tokenizer(MODEL)
     tokenizer.padding_side = "left"
     model = PeftModel.from_pretrained(load_causal_lm(MODEL, device="cpu"), adapter, is_trainable=True)
@@ -199,8 +199,10 @@ def _their_batch(episodes: list[Episode], trainer: Any) -> dict[str, torch.Tenso
     batch = {}
     for name, column, side in (("prompt", "prompt_ids", "left"), ("completion", "response_ids", "right")):
         rows = [torch.from_numpy(getattr(e, column).astype(np.int64)) for e in episodes]
-        padded = [torch.nn.utils.rnn.pad_sequence(part, True, value, side) for part, value in
-                  ((rows, pad), ([torch.ones_like(row) for row in rows], 0))]
+        padded = [
+            torch.nn.utils.rnn.pad_sequence(part, True, value, side)
+            for part, value in ((rows, pad), ([torch.ones_like(row) for row in rows], 0))
+        ]
         batch[f"{name}_ids"], batch[f"{name}_mask"] = padded
     rewards = torch.tensor([e.reward for e in episodes]).view(PROMPTS, GROUP)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)

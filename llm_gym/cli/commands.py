@@ -183,7 +183,7 @@ def score_command(arguments: argparse.Namespace) -> None:
         episodes.append(task.episode(row.example, text, finish_reason="stop"))
     scores = [score for start in range(0, len(episodes), BATCH) for score in feedback(episodes[start : start + BATCH])]
     items = [
-        {"id": e.example["id"], "score": score.value, "parts": score.parts}
+        {"id": e.example["id"], "score": _known(score.value), "parts": {n: _known(v) for n, v in score.parts.items()}}
         for e, score in zip(episodes, scores, strict=True)
     ]
     if arguments.json:
@@ -191,7 +191,9 @@ def score_command(arguments: argparse.Namespace) -> None:
             _print_json(item)
         return
     _print_items([{**item, "text": e.text} for item, e in zip(items, episodes, strict=True)])
-    print(f"mean of {len(items)} rows: {sum(score.value for score in scores) / len(scores):.3f}")
+    values = [score.value for score in scores if not score.abstained]
+    left_out = f" ({len(scores) - len(values)} abstained from)" if len(values) < len(scores) else ""
+    print(f"mean of {len(values)} rows{left_out}: {sum(values) / len(values) if values else math.nan:.3f}")
 
 
 # -------------------------------------------------------------------- printing
@@ -215,12 +217,21 @@ def _print_items(items: list[dict[str, Any]]) -> None:
         [
             item["id"],
             printable(item["text"]),
-            f"{item['score']:.3f}",
-            " ".join(f"{name}={value:.3f}" for name, value in item["parts"].items()),
+            _shown(item["score"]),
+            " ".join(f"{name}={_shown(value)}" for name, value in item["parts"].items()),
         ]
         for item in items
     ]
     _print_table("texts", ["id", "text", "score", "parts"], rows)
+
+
+def _known(value: float) -> float | None:
+    """Return a score, or None where a judge abstained: JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

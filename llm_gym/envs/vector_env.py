@@ -404,6 +404,11 @@ class TextVectorEnv(VectorEnv):
         turns = [ended.turn for ended in unscored]
         for ended, score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
             turn = ended.turn
+            if score.abstained:
+                raise LLMGymError(
+                    f"{', '.join(score.abstained)} abstained from example {turn.example['id']!r}, and a step needs a "
+                    "reward; give the judge a longer deadline, or use on_failure='abstain' outside of environments only"
+                )
             if not np.isfinite(score.value):
                 raise LLMGymError(
                     f"the feedback gave {score.value} for example {turn.example['id']!r} (parts {score.parts}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ class Score:
     """A judgement of one episode: its value, higher is better, and the named parts it was made of.
 
     Attributes:
-        value: The judgement.
-        parts: What it was made of, before weights.
+        value: The judgement; NaN where a scorer abstained, since the other parts alone would be of another scale.
+        parts: What it was made of, before weights; NaN for what a scorer abstained from.
         placed: The share of `value` that arose at single places, as `(end, value)`: what the text up to character
             `end` was judged to add there. The rest is about the text as a whole.
     """
@@ -24,17 +25,26 @@ class Score:
     parts: dict[str, float] = field(default_factory=dict)
     placed: tuple[tuple[int, float], ...] = ()
 
+    @property
+    def abstained(self) -> tuple[str, ...]:
+        """The names of the scorers that abstained.
+
+        >>> Score(math.nan, {"rating": math.nan, "length": 3.0}).abstained
+        ('rating',)
+        """
+        return tuple(name for name, value in self.parts.items() if math.isnan(value))
+
 
 class Scorer(ABC):
     """Judges finished episodes, all that ended together in one call.
 
     A scorer holds no state of an episode, gives a text the same score whatever else is in the batch, and raises
-    when it cannot judge: a failure is never turned into a number.
+    when it cannot judge, or abstains where it was told to: a failure is never turned into a number.
     """
 
     @abstractmethod
-    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return one value an episode, in order."""
+    def __call__(self, episodes: Sequence[Episode]) -> Sequence[float | None]:
+        """Return one value an episode, in order; None for an episode that the scorer abstains from."""
 
     def placed(self, episode: Episode) -> list[tuple[int, float]]:
         """Return where in the text the value arises, for scorers that know; their values sum to the scorer's.

@@ -28,6 +28,11 @@ SCORERS: dict[str, str] = {
     "topic": "llm_gym.feedback.zero_shot:Topic",
     "judged_tone": "llm_gym.feedback.zero_shot:JudgedTone",
     "judged_topic": "llm_gym.feedback.zero_shot:JudgedTopic",
+    "rating": "llm_gym.feedback.judge:Rating",
+    "yes_no": "llm_gym.feedback.judge:YesNo",
+    "rubric": "llm_gym.feedback.judge:Rubric",
+    "constitution": "llm_gym.feedback.judge:Constitution",
+    "pairwise": "llm_gym.feedback.judge:Pairwise",
     "length": "llm_gym.feedback.rules:Length",
     "key_facts": "llm_gym.feedback.reference:KeyFacts",
     "chrf": "llm_gym.feedback.reference:ChrF",
@@ -55,6 +60,9 @@ class Composite:
     def __call__(self, episodes: Sequence[Episode]) -> list[Score]:
         """Return a score an episode: the weighted sum, and every part before its weight.
 
+        Where a scorer abstains, its part and the value are NaN: a sum of the other parts would be of another scale.
+        Such a score is not remembered, so the scorer is asked again next time.
+
         Raises:
             LLMGymError: A scorer gave a value that is not finite.
         """
@@ -62,7 +70,9 @@ class Composite:
         known = {key: self._known[key] for key in keys if key in self._known}
         new = {key: e for key, e in zip(keys, episodes, strict=True) if key not in known}
         for key, score in zip(new, self._score(list(new.values())), strict=True):
-            known[key] = self._known[key] = score
+            known[key] = score
+            if not score.abstained:
+                self._known[key] = score
         return [known[key] for key in keys]
 
     def _score(self, episodes: list[Episode]) -> list[Score]:
@@ -74,13 +84,7 @@ class Composite:
                 raise LLMGymError(f"scorer {name!r} gave {len(values)} values for {len(episodes)} episodes; mend it")
         scores = []
         for i, episode in enumerate(episodes):
-            parts = {name: round(float(values[i]), 6) for name, values in columns.items()}
-            for name, value in parts.items():
-                if not math.isfinite(value):
-                    raise LLMGymError(
-                        f"scorer {name!r} gave {value} for example {episode.example.get('id')!r}; "
-                        "a reward must be finite: mend or remove that scorer"
-                    )
+            parts = {name: _finite(name, values[i], episode) for name, values in columns.items()}
             value = round(sum(self.weights[name] * value for name, value in parts.items()), 6)
             scores.append(Score(value, parts, self._placed(episode)))
         return scores
@@ -148,7 +152,25 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
         raise LLMGymError(f"scorer {name!r} does not take these options: {error}") from error
 
 
+def _finite(name: str, value: float | None, episode: Episode) -> float:
+    """Return a scorer's value, NaN where it abstained.
+
+    Raises:
+        LLMGymError: The value is not finite.
+    """
+    if value is None:
+        return math.nan
+    if not math.isfinite(value := round(float(value), 6)):
+        raise LLMGymError(
+            f"scorer {name!r} gave {value} for example {episode.example.get('id')!r}; "
+            "a reward must be finite: mend or remove that scorer"
+        )
+    return value
+
+
 def _key(episode: Episode) -> tuple[Any, ...]:
+    """Return what a score may depend on; the id names the row, and nothing is said of it in a score."""
     facts = tuple(episode.example.get("facts") or ())
+    columns = tuple(sorted((k, v) for k, v in episode.example.items() if isinstance(v, str) and k != "id"))
     before = tuple(turn["text"] for turn in episode.turns[:-1])
-    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, before, episode.over
+    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, columns, before, episode.over

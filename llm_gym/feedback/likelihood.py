@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
-
-if TYPE_CHECKING:
-    from llm_gym.models.packing import Segment
 
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
@@ -35,56 +32,62 @@ class LanguageModel:
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(context, text)` the mean natural log-probability of the text's tokens.
 
-        A context is read once for all its texts. Special tokens written out in a text are read as plain characters.
+        What contexts have in common at their beginning is read once for all of them. Special tokens written out in a text are read as plain characters.
         """
         known = {pair: self._known[pair] for pair in pairs if pair in self._known}
-        new: dict[str, set[str]] = {}
-        for context, text in pairs:
-            if (context, text) not in known:
-                new.setdefault(context, set()).add(text)
-        for context, texts in new.items():
-            for text, value in self._score(context, sorted(texts, key=len)):
-                known[context, text] = self._known[context, text] = value
+        new = sorted({pair for pair in pairs if pair not in known}, key=lambda pair: (pair[0], len(pair[1]), pair[1]))
+        for pair, value in zip(new, self._score(new), strict=True):
+            known[pair] = self._known[pair] = value
         return [known[pair] for pair in pairs]
 
-    def _score(self, context: str, texts: list[str]) -> Iterator[tuple[str, float]]:
-        """Run the context with a row full of texts at a time; nothing is padded."""
+    def _score(self, pairs: list[tuple[str, str]]) -> Iterator[float]:
+        """Run what neighbouring pairs begin with once, with a row full of the rest at a time; nothing is padded."""
         from llm_gym.models.load import load_tokenizer
-        from llm_gym.models.packing import ROW_TOKENS, Segment
+        from llm_gym.models.packing import Segment, read
 
         tokenizer = load_tokenizer(self.model)
-        head, *rows = (
-            np.asarray(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-            for text in (context, *texts)
-        )
-        if any(not len(row) for row in rows):
+
+        def encode(text: str) -> np.ndarray:
+            return np.asarray(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], int)
+
+        contexts = {context: encode(context) for context, _ in pairs}
+        texts = [encode(text) for _, text in pairs]
+        if any(not len(text) for text in texts):
             raise LLMGymError("the likelihood of an empty text is undefined; score it by a rule instead")
-        segments = [Segment(head, row, np.ones(len(row), bool)) for row in rows]
-        ends = len(head) + np.cumsum([len(row) for row in rows])
-        while texts:
-            fit = max(1, int(np.searchsorted(ends, ROW_TOKENS, "right")))
-            yield from zip(texts[:fit], self._means(segments[:fit]), strict=True)
-            texts, segments, ends = texts[fit:], segments[fit:], ends[fit:] - (ends[fit - 1] - len(head))
+        heads = [contexts[context] for context, _ in pairs]
+        for start, end, shared in _alike(heads):
+            segments = [
+                Segment(head[:shared], np.concatenate([head[shared:], text]), _last(len(head) - shared, len(text)))
+                for head, text in zip(heads[start:end], texts[start:end], strict=True)
+            ]
+            for text, told in zip(texts[start:end], read(self.model, segments), strict=True):
+                yield (told[np.arange(len(text)), text] - told.logsumexp(-1)).mean().item()
 
-    def _means(self, segments: list[Segment]) -> list[float]:
-        import torch
 
-        from llm_gym.models.load import shared_causal_lm
-        from llm_gym.models.packing import check_attention, pack
+def _alike(heads: list[np.ndarray]) -> Iterator[tuple[int, int, int]]:
+    """Cut a list into stretches of sequences that begin alike, each for at least half of its length.
 
-        model = shared_causal_lm(self.model, dtype="float32")
-        check_attention(model.config, self.model)
-        packed = pack(segments).to(model.device)
-        with torch.no_grad():
-            logits = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.mask,
-                position_ids=packed.position_ids,
-                use_cache=False,
-                logits_to_keep=packed.columns,
-            ).logits[0]
-            chosen = logits.gather(-1, packed.targets[:, None])[:, 0] - logits.logsumexp(-1)
-        return [part.mean().item() for part in chosen.split([len(segment.ids) for segment in segments])]
+    >>> list(_alike([np.array(ids) for ids in ([1, 2, 3, 4], [1, 2, 3, 5], [7, 8])]))
+    [(0, 2, 3), (2, 3, 2)]
+    """
+    start = 0
+    while start < len(heads):
+        shared, end = len(heads[start]), start + 1
+        while end < len(heads) and 2 * (common := _common(heads[start][:shared], heads[end])) >= len(heads[end]):
+            shared, end = common, end + 1
+        yield start, end, shared
+        start = end
+
+
+def _common(left: np.ndarray, right: np.ndarray) -> int:
+    """Return how many elements both begin with."""
+    size = min(len(left), len(right))
+    differs = left[:size] != right[:size]
+    return int(differs.argmax()) if differs.any() else size
+
+
+def _last(before: int, count: int) -> np.ndarray:
+    return np.arange(before + count) >= before
 
 
 _models: dict[str, LanguageModel] = {}

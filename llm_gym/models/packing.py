@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,42 @@ def check_attention(config: Any, name: str) -> None:
     """
     if config._attn_implementation != "sdpa":
         raise LLMGymError(f"model {name!r} does not support 'sdpa' attention, which is needed here; choose another one")
+
+
+def read(name: str, segments: Sequence[Segment]) -> Iterator[torch.Tensor]:
+    """Run the shared model `name` in float32 over segments of one context, a row full of them at a time, unpadded.
+
+    Args:
+        name: Name of a causal language model.
+        segments: All with the same context.
+
+    Yields:
+        For each segment, float32 `(trained tokens, V)`: the logits that predict its trained tokens.
+
+    Raises:
+        LLMGymError: A sequence is longer than the model can read, or its attention does not fit.
+    """
+    from llm_gym.models.load import shared_causal_lm
+
+    model = shared_causal_lm(name, dtype="float32")
+    check_attention(model.config, name)
+    longest = max(len(segment.context) + len(segment.ids) for segment in segments)
+    if longest > (limit := getattr(model.config, "max_position_embeddings", longest)):
+        raise LLMGymError(f"model {name!r} reads at most {limit} tokens, and here are {longest}; shorten the text")
+    ends = len(segments[0].context) + np.cumsum([len(segment.ids) for segment in segments])
+    while segments:
+        fit = max(1, int(np.searchsorted(ends, ROW_TOKENS, "right")))
+        packed = pack(segments[:fit]).to(model.device)
+        with torch.no_grad():
+            logits = model(
+                input_ids=packed.input_ids,
+                attention_mask=packed.mask,
+                position_ids=packed.position_ids,
+                use_cache=False,
+                logits_to_keep=packed.columns,
+            ).logits[0]
+        yield from logits.split([int(segment.trained.sum()) for segment in segments[:fit]])
+        segments, ends = segments[fit:], ends[fit:] - (ends[fit - 1] - len(segments[0].context))
 
 
 def _tensors(rows: list[_Row], where: list[tuple[int, np.ndarray]], segments: Sequence[Segment]) -> Packed:
