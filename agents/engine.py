@@ -132,7 +132,7 @@ class Engine:
             self._slot[row] = target
 
     def _prefill(self, start: np.ndarray, end: np.ndarray) -> None:
-        """Read tokens `start..end` of each slot: equal sequences once, what all begin with once, similar lengths together."""
+        """Read tokens `start..end` of each slot: what is the same in several once, similar lengths together."""
         first: dict[bytes, int] = {}
         twins: list[tuple[int, int]] = []
         for slot in np.flatnonzero(end > start).tolist():

@@ -47,9 +47,9 @@ def _stats(hidden: Any, weight: Any, bias: Any, tokens: Any) -> tuple[torch.Tens
 class _FrozenHead(torch.autograd.Function):
     """`_stats` where the output layer is not trained.
 
-    Either result of a token depends on one hidden state alone, so that its slope there, `(H,)`, is all that the way back
-    needs: it is computed on the way out, while the logits exist. The entropy's costs a product of its own, which is
-    left out until it is known to be wanted: logits are then computed a second time.
+    Either result of a token depends on one hidden state alone, so that its slope there, `(H,)`, is all that the way
+    back needs: it is computed on the way out, while the logits exist. The entropy's costs a product of its own, which
+    is left out until it is known to be wanted: logits are then computed a second time.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def _softmax(hidden: Any, weight: Any, bias: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return logits below their maximum `(n, V)`, the softmax before it is divided by its sum, and that sum `(n, 1)`."""
+    """Return logits less their maximum `(n, V)`, the softmax times its sum `(n, V)`, and that sum `(n, 1)`."""
     logits = functional.linear(hidden, weight, bias)
     logits = logits - logits.detach().amax(-1, keepdim=True)
     shares = logits.exp()

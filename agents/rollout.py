@@ -11,7 +11,6 @@ from agents.policy import LLMPolicy
 from agents.reference import ReferenceAgent
 from llm_gym.episode import Episode
 
-
 STRIDE = 16  # tokens that a policy writes between two looks at which rows are free
 
 

@@ -1,17 +1,23 @@
-"""What the rows share: the model, documents as long as needed, and a clock."""
+"""What the rows share: the model, environments of a given size, a policy, and a clock."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import torch
+
+from agents import LLMPolicy
 
 MODEL = "smollm2-135m"
 WORDS = "river council paper winter market harbour letter garden engine window teacher station bridge story".split()
+TRIVIAL = {"brevity": -1.0}
 
 
 def write_documents(folder: Path, count: int) -> str:
@@ -24,6 +30,28 @@ def write_documents(folder: Path, count: int) -> str:
     return str(path)
 
 
+def make_envs(rows: int, prompt: int, new: int, documents: int | None = None, **kwargs: Any) -> Any:
+    """Return a vector environment whose prompts fill the room there is for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return gym.make_vec(
+            "TextSummary-v0",
+            num_envs=rows,
+            autoreset_mode="Disabled",
+            data=write_documents(Path(folder), documents or 8),
+            split="all",
+            max_prompt_tokens=prompt,
+            max_new_tokens=new,
+            feedback=TRIVIAL,
+            **kwargs,
+        ).unwrapped
+
+
+def make_policy(envs: Any) -> LLMPolicy:
+    """Return the model with adapters, as training has it."""
+    torch.manual_seed(0)
+    return LLMPolicy(envs.single_observation_space, envs.single_action_space, lambda _: 0.0, model=MODEL)
+
+
 def seconds(run: Callable[[], Any], repeat: int) -> list[float]:
     """Return the time of each of `repeat` calls, after one that warms up."""
     run()
@@ -33,3 +61,8 @@ def seconds(run: Callable[[], Any], repeat: int) -> list[float]:
         run()
         times.append(time.perf_counter() - started)
     return times
+
+
+def against(what: str, ours: list[float], theirs: list[float], **notes: Any) -> dict[str, Any]:
+    """Return a row of two clocks: the ratio says how many times longer theirs ran."""
+    return {"what": what, "ours": ours, "theirs": theirs, "ratio": float(np.median(theirs) / np.median(ours)), **notes}

@@ -20,7 +20,7 @@ from agents import GRPO, LLMPolicy, make_vec_env
 from llm_gym.episode import Episode
 from llm_gym.feedback import Scorer
 from llm_gym.models.load import load_causal_lm, load_tokenizer
-from speed_rows.common import MODEL, write_documents
+from speed_rows.common import MODEL, against, write_documents
 
 PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS = 4, 8, 160, 32
 LEARNING_RATE = 1e-5
@@ -45,19 +45,17 @@ def grpo_step(repeat: int) -> dict[str, Any]:
     sides = {side: _in_a_process(side, repeat) for side in SIDES}
     ours, theirs = sides["ours"], sides["theirs"]
     seconds = [[value / (PROMPTS * GROUP) for value in side["seconds"]] for side in (ours, theirs)]
-    return {
-        "what": f"GRPO step, {PROMPTS} prompts of {PROMPT_TOKENS} tokens x {GROUP} texts of at most {NEW_TOKENS}: "
-        f"seconds a sample against TRL's GRPOTrainer",
-        "ours": seconds[0],
-        "theirs": seconds[1],
-        "ratio": float(np.median(seconds[1]) / np.median(seconds[0])),
-        "notes": {
-            "peak memory GB": [round(side["peak_gb"], 2) for side in (ours, theirs)],
+    return against(
+        f"GRPO step, {PROMPTS} prompts of {PROMPT_TOKENS} tokens x {GROUP} texts of at most {NEW_TOKENS}: seconds a "
+        "sample against TRL's GRPOTrainer",
+        *seconds,
+        **{
+            "tokens a step": [round(float(np.mean(side["tokens"]))) for side in (ours, theirs)],
+            "peak memory, GB": [round(side["peak_gb"], 1) for side in (ours, theirs)],
             "memory ratio": round(ours["peak_gb"] / theirs["peak_gb"], 2),
-            "tokens written a step": [round(float(np.mean(side["tokens"])), 1) for side in (ours, theirs)],
-            "largest gradient difference, relative": sides["compare"]["gradient"],
+            "gradients differ by, relative": sides["compare"]["gradient"],
         },
-    }
+    )
 
 
 def _in_a_process(side: str, repeat: int) -> dict[str, Any]:

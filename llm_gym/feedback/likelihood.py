@@ -32,7 +32,8 @@ class LanguageModel:
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(context, text)` the mean natural log-probability of the text's tokens.
 
-        What contexts have in common at their beginning is read once for all of them. Special tokens written out in a text are read as plain characters.
+        What contexts have in common at their beginning is read once for all of them. Special tokens written out in a
+        text are read as plain characters.
         """
         known = {pair: self._known[pair] for pair in pairs if pair in self._known}
         new = sorted({pair for pair in pairs if pair not in known}, key=lambda pair: (pair[0], len(pair[1]), pair[1]))
