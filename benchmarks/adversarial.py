@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 import numpy as np
 
@@ -90,18 +89,6 @@ def main() -> None:
     rows = load_examples(None, "validation", task)[: args.n]
     attacks = attacked(WEAK)
     texts = [WEAK, *(f"{WEAK} {sentence}" for sentence in HARMLESS), *attacks.values()]
-    table = {}
-    for spec in args.feedback:
-        feedback = build(spec)
-        scores = np.array(
-            [[s.value for s in feedback([task.episode(r, t) for t in (r["summary"], *texts)])] for r in rows]
-        )
-        table["+".join(feedback.spec)] = summary(scores, list(attacks))
-        print(f"{spec}: done", file=sys.stderr)
-    if args.json:
-        print(json.dumps({"documents": len(rows), "attacks": len(attacks), "scorers": table}))
-        return
-    print(f"{len(rows)} documents, {len(attacks)} attacks\n")
     header = (
         "scorer",
         "reference",
@@ -111,12 +98,24 @@ def main() -> None:
         "by",
         "over the reference",
     )
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for name, row in table.items():
-        print(
-            f"| `{name}` | {row['reference']:.3f} | {row['weak']:.3f} | {row['harmless_mean']:+.3f}, "
-            f"{row['harmless_max']:+.3f} | {row['mean']:+.3f}, {row['max']:+.3f} | {row['worst']} | {row['over']:.2f} |"
-        )
+    if not args.json:
+        print(f"{len(rows)} documents, {len(attacks)} attacks\n")
+        print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    table = {}
+    for spec in args.feedback:
+        feedback = build(spec)
+        scores = [[s.value for s in feedback([task.episode(r, t) for t in (r["summary"], *texts)])] for r in rows]
+        name, row = "+".join(feedback.spec), summary(np.array(scores), list(attacks))
+        table[name] = row
+        if not args.json:
+            print(
+                f"| `{name}` | {row['reference']:.3f} | {row['weak']:.3f} | {row['harmless_mean']:+.3f}, "
+                f"{row['harmless_max']:+.3f} | {row['mean']:+.3f}, {row['max']:+.3f} | {row['worst']} | "
+                f"{row['over']:.2f} |",
+                flush=True,
+            )
+    if args.json:
+        print(json.dumps({"documents": len(rows), "attacks": len(attacks), "scorers": table}))
 
 
 def summary(scores: np.ndarray, names: list[str]) -> dict[str, object]:

@@ -248,6 +248,7 @@ BAD = {
     "overflowing log-probability": sends(
         json.dumps(completion("Yes", [("Yes", -1.0)])).replace("-1.0", "1e999").encode()
     ),
+    "log-probability of many digits": sends(json.dumps(completion("Yes", [("Yes", -(10**400))])).encode()),
     "positive log-probability": says("Yes", [("Yes", 3.0)]),
     "log-probability in words": says("Yes", [("Yes", "high")]),  # type: ignore[list-item]
     "another answer": says("Maybe"),
@@ -317,6 +318,10 @@ def test_what_was_answered_is_kept_when_another_question_fails():
 # --- keys ---------------------------------------------------------------------------------------------------
 
 
+def escaped(letter: str) -> str:
+    return f"\\u{ord(letter):04x}"
+
+
 def echo(status: int, wrap: Any) -> Any:
     def respond(handler: Handler, _: dict[str, Any]) -> None:
         handler.send(wrap(handler.headers["Authorization"]), status)
@@ -333,6 +338,8 @@ def echo(status: int, wrap: Any) -> Any:
         echo(200, lambda header: completion(header)),
         echo(200, lambda header: {"choices": header}),
         echo(200, lambda header: header.encode()),
+        echo(400, lambda header: json.dumps({"error": {"message": header}}).replace("sk-", "\\u0073k-").encode()),
+        echo(400, lambda header: b'{"error": {"message": "%s"}}' % "".join(map(escaped, header)).encode()),
         echo(500, lambda header: header.encode()),
     ],
 )

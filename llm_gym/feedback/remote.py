@@ -167,7 +167,7 @@ class RemoteJudge:
             data = json.loads(raw, parse_constant=_refuse)
             self._count(**_tokens(data))
             return _read(data["choices"][0], question.answers)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError):
             raise JudgementError(
                 f"the judge at {self.endpoint} answered none of {', '.join(question.answers)}{self._excerpt(raw)}; "
                 "choose a judge that keeps to the answers, or on_failure='abstain'"
@@ -239,16 +239,16 @@ class RemoteJudge:
 
     def _excerpt(self, raw: bytes) -> str:
         """Return the beginning of what a server said, for a message; nothing if any piece of the key may be in it."""
-        said = raw.decode("utf-8", "replace").lower()
-        key = (self._key() or "").lower()
-        pieces = {key[i : i + 6] for i in range(max(1, len(key) - 5))} if key else set()
-        if any(piece in said for piece in pieces):
-            return " (its words are withheld, since they repeat the key)"
+        said = raw.decode("utf-8", "replace")
         try:
             data = json.loads(raw)
             told = data["error"]["message"] if "error" in data else data["choices"][0]["message"]["content"]
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-            told = raw.decode("utf-8", "replace")
+            told = said
+        key = (self._key() or "").lower()
+        pieces = {key[i : i + 6] for i in range(max(1, len(key) - 5))} if key else set()
+        if any(piece in f"{said} {told}".lower() for piece in pieces):  # told has no escapes any more
+            return " (its words are withheld, since they repeat the key)"
         return f" ({str(told)[:100]!r})" if told else ""
 
     def _count(self, **more: int) -> None:
@@ -257,12 +257,16 @@ class RemoteJudge:
 
 
 def _address(endpoint: str) -> str:
-    parts = urlsplit(endpoint if isinstance(endpoint, str) else "")
+    try:
+        parts = urlsplit(endpoint)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except (ValueError, AttributeError, TypeError):
+        parts, usable = urlsplit(""), False
     if parts.username or parts.password or parts.query or parts.fragment:
         raise LLMGymError(
             "the endpoint must be a bare address; a key belongs into an environment variable, see key_env"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not usable:
         raise LLMGymError(f"endpoint={endpoint!r} must be an address such as 'http://127.0.0.1:8000/v1'")
     return endpoint.rstrip("/").removesuffix("/chat/completions")
 
@@ -270,7 +274,7 @@ def _address(endpoint: str) -> str:
 def _remedy(status: int) -> str:
     if status in (401, 403):
         return "check the key in the variable that key_env names"
-    return "check endpoint and model" if status == 404 or 300 <= status < 400 else "see what the server says"
+    return "check endpoint and model" if status in (404, 405) or 300 <= status < 400 else "see what the server says"
 
 
 def _retry_after(value: str | None) -> float:
@@ -282,7 +286,7 @@ def _retry_after(value: str | None) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
