@@ -85,10 +85,12 @@ class Statistic:
     Attributes:
         sums: float `(documents, k)`, what each document adds.
         value: The statistic of sums `(..., k)`, NaN where undefined.
+        bounds: What it lies between; a widened interval ends there.
     """
 
     sums: np.ndarray
     value: Callable[[np.ndarray], np.ndarray]
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     def estimate(self, seed: int = 0, level: float = 0.95) -> Estimate:
         """Return the statistic and its bootstrap interval, resampling documents.
@@ -108,7 +110,7 @@ class Statistic:
         if not len(known):
             return Estimate(value, None, None)
         ends = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-        low, high = value + (ends - value) * np.sqrt(n / (n - 1))
+        low, high = np.clip(value + (ends - value) * np.sqrt(n / (n - 1)), *self.bounds)
         return Estimate(value, float(low), float(high))
 
 
@@ -147,9 +149,10 @@ def interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[fl
 # -------------------------------------------------------------------- statistics
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
+def ratio(numerator: np.ndarray, denominator: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Statistic:
     """Return the sum of `numerator` over that of `denominator`, both `(documents,)`: a mean if the latter counts."""
-    return Statistic(np.stack([numerator, denominator], -1).astype(np.float64), lambda s: s[..., 0] / s[..., 1])
+    sums = np.stack([numerator, denominator], -1).astype(np.float64)
+    return Statistic(sums, lambda s: s[..., 0] / s[..., 1], bounds)
 
 
 def correlation(x: np.ndarray, y: np.ndarray, documents: np.ndarray) -> Statistic:
@@ -159,7 +162,7 @@ def correlation(x: np.ndarray, y: np.ndarray, documents: np.ndarray) -> Statisti
     """
     x, y = _unit(x), _unit(y)
     columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], -1)
-    return Statistic(by_document(columns, documents), _correlation)
+    return Statistic(by_document(columns, documents), _correlation, (-1.0, 1.0))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -185,19 +188,22 @@ def by_document(columns: np.ndarray, documents: np.ndarray, count: int | None = 
 
 
 def mean(statistics: Sequence[Statistic]) -> Statistic:
-    """Return the mean of statistics over the same documents."""
-    return _joined(statistics, lambda values: sum(values[1:], values[0]) / len(values))
+    """Return the mean of statistics over the same documents, with the same bounds."""
+    return _joined(statistics, lambda values: sum(values[1:], values[0]) / len(values), statistics[0].bounds)
 
 
 def difference(one: Statistic, other: Statistic) -> Statistic:
-    """Return `one` minus `other`, over the same documents: paired."""
-    return _joined([one, other], lambda values: values[0] - values[1])
+    """Return `one` minus `other`, over the same documents and with the same bounds: paired."""
+    width = one.bounds[1] - one.bounds[0]
+    return _joined([one, other], lambda values: values[0] - values[1], (-width, width))
 
 
-def _joined(statistics: Sequence[Statistic], join: Callable[[list[np.ndarray]], np.ndarray]) -> Statistic:
+def _joined(
+    statistics: Sequence[Statistic], join: Callable[[list[np.ndarray]], np.ndarray], bounds: tuple[float, float]
+) -> Statistic:
     ends = np.cumsum([s.sums.shape[1] for s in statistics])[:-1]
 
     def value(sums: np.ndarray) -> np.ndarray:
         return join([s.value(part) for s, part in zip(statistics, np.split(sums, ends, -1), strict=True)])
 
-    return Statistic(np.concatenate([s.sums for s in statistics], -1), value)
+    return Statistic(np.concatenate([s.sums for s in statistics], -1), value, bounds)

@@ -18,6 +18,7 @@ from llm_gym.statistics import Statistic, by_document, difference, ratio, spearm
 BASELINES = {"longer wins": "length", "source bigrams": "bigram_precision", "ROUGE-1": "rouge"}
 BATCH = 64  # texts scored in one call
 BINS = 10  # of the calibration error
+SHARE = (0.0, 1.0)
 HEADLINE = ("spearman", "pearson", "accuracy_balanced")
 
 
@@ -84,8 +85,8 @@ def _judge(feedback: Composite, data: Judgements) -> tuple[np.ndarray, Statistic
     margins = feedback.weights[scorer[0]] * (shown - swapped) / 2
     agrees = np.sign(shown) == -np.sign(swapped)
     columns = np.stack([agrees, np.ones(count)], -1)
-    consistency = ratio(*by_document(columns, data.documents[:count]).T)
-    return np.concatenate([margins, -margins]) / 2, consistency
+    sums = by_document(columns, data.documents[:count])
+    return np.concatenate([margins, -margins]) / 2, ratio(sums[:, 0], sums[:, 1], SHARE)
 
 
 def _scores(feedback: Composite, data: Judgements) -> np.ndarray:
@@ -138,7 +139,7 @@ def rank_agreement(scores: np.ndarray, human: np.ndarray, documents: np.ndarray)
         x, y = scores[documents == document], human[documents == document]
         if np.ptp(y) > 0:
             found[document] = np.nan_to_num(spearman(x, y)), 1
-    return ratio(*found.T)
+    return ratio(found[:, 0], found[:, 1], (-1.0, 1.0))
 
 
 def accuracies(scores: np.ndarray, data: Judgements, dimension: str) -> dict[str, Statistic]:
@@ -150,7 +151,7 @@ def accuracies(scores: np.ndarray, data: Judgements, dimension: str) -> dict[str
     columns = np.stack([hits, np.ones(len(hits)), hits * shorter, shorter, hits * longer, longer], -1)
     sums = by_document(columns, data.documents[better], int(data.documents.max()) + 1)
     names = ("accuracy", "accuracy_shorter", "accuracy_longer")
-    found = {name: ratio(sums[:, 2 * k], sums[:, 2 * k + 1]) for k, name in enumerate(names)}
+    found = {name: ratio(sums[:, 2 * k], sums[:, 2 * k + 1], SHARE) for k, name in enumerate(names)}
     return {**found, "accuracy_balanced": statistics.mean([found[name] for name in names[1:]])}
 
 
@@ -178,7 +179,7 @@ def calibration_error(scores: np.ndarray, human: np.ndarray, documents: np.ndarr
     columns = np.zeros((len(scores), BINS + 1))
     columns[np.arange(len(scores)), bins] = predicted - human
     columns[:, BINS] = 1
-    return Statistic(by_document(columns, documents), lambda s: np.abs(s[..., :BINS]).sum(-1) / s[..., BINS])
+    return Statistic(by_document(columns, documents), lambda s: np.abs(s[..., :BINS]).sum(-1) / s[..., BINS], SHARE)
 
 
 def association(scores: np.ndarray, values: np.ndarray, documents: np.ndarray) -> Statistic:
