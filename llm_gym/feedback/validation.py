@@ -161,7 +161,7 @@ def calibration_error(scores: np.ndarray, human: np.ndarray, documents: np.ndarr
     The expected calibration error of a rising map from score to judgement: an isotonic regression on the documents of
     even number predicts those of odd number, and the other way round. The predictions are put into ten bins of equal
     count; the error is the mean over bins, by count, of |mean prediction - mean judgement|. Chance alone makes it
-    positive, by the order of sd(human) * sqrt(10 / n).
+    positive, by the order of sd(human) * sqrt(10 / n); a scorer that tells nothing predicts the mean, and is not off.
 
     Args:
         scores: float `(n,)`.
