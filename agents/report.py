@@ -13,35 +13,10 @@ from rich.text import Text
 from agents.evaluate import Evaluation
 from llm_gym.envs.render import printable
 from llm_gym.feedback.rules import copied_share, words
+from llm_gym.statistics import interval
 
-RESAMPLES = 10_000
 NO_EVIDENCE = "no evidence of improvement"
 JUDGED = ("feedback", "judge")  # the measures that get a verdict
-
-
-def interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Return a bootstrap interval of the mean of `values`, resampling documents.
-
-    The percentile interval of 10,000 resamples, widened around the mean by sqrt(n / (n - 1)): resampling alone
-    understates the spread of a few values by that factor.
-
-    Args:
-        values: float `(n,)`, one a document; for a paired change, the differences.
-        seed: Of the resampling.
-        level: Coverage.
-
-    Returns:
-        Both ends; NaN if there are fewer than two values.
-    """
-    values = np.asarray(values, np.float64)
-    n = len(values)
-    if n < 2:
-        return float("nan"), float("nan")
-    random = np.random.default_rng(seed)
-    parts = [values[random.integers(n, size=(1000, n))].mean(1) for _ in range(RESAMPLES // 1000)]
-    ends = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2])
-    low, high = values.mean() + (ends - values.mean()) * np.sqrt(n / (n - 1))
-    return float(low), float(high)
 
 
 def verdict(low: float, high: float) -> str:

@@ -18,18 +18,7 @@ import torch
 from agents import LLMPolicy
 from agents.rollout import play
 from llm_gym.feedback.rules import words
-
-
-def ranks(values: list[float]) -> np.ndarray:
-    """Return ranks, ties sharing their mean."""
-    array = np.asarray(values, float)
-    return np.array([(array < v).sum() + ((array == v).sum() - 1) / 2 for v in array])
-
-
-def spearman(a: list[float], b: list[float]) -> float:
-    """Return the rank correlation, NaN if either is constant."""
-    x, y = ranks(a), ranks(b)
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
+from llm_gym.statistics import spearman
 
 
 def main() -> None:
@@ -51,7 +40,7 @@ def main() -> None:
         columns = {"score": [e.reward or 0.0 for e in episodes]}
         columns |= {part: [e.parts[part] for e in episodes] for part in episodes[0].parts}
         for part, values in columns.items():
-            correlations.setdefault(part, []).append(spearman(values, length))
+            correlations.setdefault(part, []).append(spearman(np.array(values), np.array(length)))
     means = {part: float(np.nanmean(v)) if np.isfinite(v).any() else None for part, v in correlations.items()}
     if args.json:
         print(json.dumps({"documents": len(correlations["score"]), "samples": args.samples, "spearman": means}))

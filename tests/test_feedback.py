@@ -94,9 +94,22 @@ def test_a_spec_is_a_name_or_names_with_weights_or_options_or_json(spec, full):
     assert build(feedback.spec).spec == full and build(json.dumps(feedback.spec)).spec == full
 
 
+NEEDED = {
+    "format": {"pattern": ".*"},
+    "gate": {"of": "length", "condition": "length"},
+    "minimum": {"of": "length"},
+    "ensemble": {"of": "length"},
+    "length_controlled": {"of": "length", "slope": 1, "target": 0},
+    "standardised": {"of": "length", "mean": 0, "sd": 1},
+    "clipped": {"of": "length", "low": 0, "high": 1},
+    "threshold": {"of": "length", "epsilon": 1},
+}
+"""Options that a scorer cannot do without."""
+
+
 @pytest.mark.parametrize("name", SCORERS)
 def test_every_named_scorer_can_be_made_and_is_documented(name):
-    scorer = build(name).scorers[name]
+    scorer = build({name: NEEDED.get(name, {})}).scorers[name]
     assert isinstance(scorer, Scorer) and type(scorer).__doc__
 
 
@@ -179,6 +192,7 @@ def test_the_same_text_is_scored_once_and_again_exactly_alike(scorers):
         {"finish_reason": "length"},
         {"reference": "Another reference."},
         {"example": {"id": "a", "document": RAIN, "facts": ["rain"]}},
+        {"example": {"id": "a", "document": RAIN, "tone": "calm"}},
     ],
 )
 def test_what_a_score_may_depend_on_is_part_of_the_memory(scorers, change):
@@ -420,8 +434,8 @@ def test_the_training_default_never_reads_reference_or_facts_and_the_judge_does(
 def test_the_training_default_and_the_judge_share_no_scorer_and_the_default_names_no_reader_of_references():
     task = TextSummary()
     assert not set(task.feedback) & set(task.judge)
-    assert not any("reference" in SCORERS[name] for name in task.feedback)
-    assert all(SCORERS[name].startswith("llm_gym.feedback.reference:") for name in task.judge)
+    assert not build(task.feedback).reads_reference
+    assert all(scorer.reads_reference for scorer in build(task.judge).scorers.values())
 
 
 # --- likelihood, on a tiny model ----------------------------------------------------------------------------
@@ -639,3 +653,19 @@ def test_the_default_feedback_prefers_a_summary_to_nothing_a_copy_and_a_loop():
     texts = ["Rain shut the lower road by noon; the council debated a bridge without a vote.", "", RAIN, "Rain. " * 9]
     values = [s.value for s in build(task.feedback)([task.episode(example, t) for t in texts])]
     assert values[0] == max(values) and values[1] < values[0]
+
+
+@pytest.mark.models
+def test_similarity_by_sentence_is_the_mean_of_the_best_matches():
+    source = "Rain fell all night. The council met. She asked for figures."
+    by_sentence = Similarity(sentences=True)
+    assert score(by_sentence, "The council met.", source) == pytest.approx(1.0, abs=1e-5)
+    assert score(by_sentence, "She asked for figures. The council met.", source) == pytest.approx(1.0, abs=1e-5)
+    embed, text = Embedder(), "It rained. A cat slept."
+    best = [max((embed([t]) @ embed([s]).T).item() for s in source.split(". ")) for t in ("It rained.", "A cat slept.")]
+    assert score(by_sentence, text, source) == pytest.approx(np.mean(best), abs=0.05)
+    assert score(Similarity(), "The council met.", source) < 0.9
+    assert by_sentence([episode("", source), episode("The council met.", source)]) == [
+        0.0,
+        pytest.approx(1.0, abs=1e-5),
+    ]

@@ -14,7 +14,6 @@ from agents.report import (
     changes_table,
     compare,
     documents_table,
-    interval,
     make_report,
     markdown,
 )
@@ -63,34 +62,6 @@ def shown(table: object) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_interval_of_two_values_is_known_in_closed_form() -> None:
-    # The mean of a resample is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4; widened by sqrt(2) around 1/2.
-    assert interval(np.array([0.0, 1.0])) == pytest.approx((0.5 - 2**0.5 / 2, 0.5 + 2**0.5 / 2))
-
-
-def test_interval_of_many_values_is_the_textbook_one() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    half = 1.96 * values.std(ddof=1) / 20
-    assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = np.random.default_rng(1)
-    ends = [interval(random.normal(0.0, 1.0, 48), seed) for seed in range(120)]
-    covered = np.mean([low <= 0.0 <= high for low, high in ends])
-    assert 0.89 <= covered <= 1.0
-
-
-def test_interval_is_the_same_for_the_same_seed_and_undefined_for_one_value() -> None:
-    values = np.random.default_rng(2).normal(size=20)
-    assert interval(values, 3) == interval(values, 3) != interval(values, 4)
-    assert all(np.isnan(end) for end in interval(np.array([1.0])))
-
-
-def test_interval_of_equal_values_has_no_width() -> None:
-    assert interval(np.full(9, 0.25)) == (0.25, 0.25)
 
 
 def test_a_change_is_paired_by_document() -> None:

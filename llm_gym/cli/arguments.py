@@ -7,6 +7,7 @@ import math
 from typing import Any, NoReturn
 
 from llm_gym.cli import commands as run
+from llm_gym.cli.feedback import validate_command
 from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
@@ -69,6 +70,14 @@ def make_parser() -> argparse.ArgumentParser:
     scoring.add_argument(
         "--input", required=True, metavar="FILE", help="rows with the task's columns and the 'text' to be scored"
     )
+
+    group = commands.add_parser("feedback", help="measure scorers", description="Measure scorers.", allow_abbrev=False)
+    measuring = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    validating = _command(measuring, "validate", validate_command, "measure a scorer's agreement with people")
+    validating.add_argument("scorer", metavar="SCORER", help="a scorer's name, or JSON of names and weights")
+    validating.add_argument("--data", required=True, metavar="FILE", help="people's ratings or preferences")
+    _columns(validating, "the column A, such as candidate, is the file's column B")
+    validating.add_argument("-n", type=_positive(int), metavar="N", help="documents, evenly spaced (default: all)")
     return parser
 
 
@@ -84,16 +93,12 @@ def _environment(parser: argparse.ArgumentParser, data: bool = True) -> None:
     if data:
         parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
         parser.add_argument("--partner", metavar="NAME", help="who answers in a dialogue: script, or a model's name")
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        action="extend",
-        type=_column,
-        default=[],
-        metavar="A=B",
-        help="the task's column A is the file's column B",
-    )
+    _columns(parser, "the task's column A is the file's column B")
     parser.add_argument("--feedback", metavar="SPEC", help="a scorer's name, or JSON of names and weights")
+
+
+def _columns(parser: argparse.ArgumentParser, summary: str) -> None:
+    parser.add_argument("--columns", nargs="+", action="extend", type=_column, default=[], metavar="A=B", help=summary)
 
 
 def _temperature(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ import importlib
 import inspect
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from llm_gym.cli.printing import console, print_json, print_table
 from llm_gym.errors import LLMGymError
 from llm_gym.registration import ENVIRONMENTS, find_task
 
@@ -37,10 +37,10 @@ def list_command(arguments: argparse.Namespace) -> None:
         "scorers": [{"name": name, "what": _summary(path)} for name, path in SCORERS.items()],
     }
     if arguments.json:
-        _print_json(tables)
+        print_json(tables)
         return
     for title, rows in tables.items():
-        _print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+        print_table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _summary(path: str) -> str:
@@ -56,7 +56,7 @@ def fetch_command(arguments: argparse.Namespace) -> None:
 
     rows = [{"name": name, "path": str(fetch(name))} for name in arguments.names or CATALOGUE]
     if arguments.json:
-        _print_json({"models": rows})
+        print_json({"models": rows})
     else:
         for row in rows:
             print(f"{row['name']}: {row['path']}")
@@ -86,13 +86,13 @@ def train_command(arguments: argparse.Namespace) -> None:
     )
     curve = run.folder / "curve.png"
     if arguments.json:
-        _print_json({**run.report, "run": str(run.folder), "curve": str(curve)})
+        print_json({**run.report, "run": str(run.folder), "curve": str(curve)})
         return
-    console = _console()
-    console.print(documents_table(run.report, run.sources))
-    console.print(changes_table(run.report))
+    shown = console()
+    shown.print(documents_table(run.report, run.sources))
+    shown.print(changes_table(run.report))
     for line in (*run.report["notes"], f"run folder      {run.folder}", f"learning curve  {curve}"):
-        console.print(line, markup=False, soft_wrap=True)
+        shown.print(line, markup=False, soft_wrap=True)
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
@@ -136,7 +136,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 def _print_scores(
     arguments: argparse.Namespace, facts: dict[str, Any], items: list[dict[str, Any]], columns: dict[str, Any]
 ) -> None:
-    from agents.report import interval
+    from llm_gym.statistics import interval
 
     means = {}
     for name, values in columns.items():
@@ -144,13 +144,13 @@ def _print_scores(
         known = math.isfinite(low)
         means[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}
     if arguments.json:
-        _print_json({**facts, "documents": len(items), **means.pop("feedback"), "measures": means, "items": items})
+        print_json({**facts, "documents": len(items), **means.pop("feedback"), "measures": means, "items": items})
         return
     _print_items(items)
     rows = [
         [_label(name), f"{row['mean']:.3f}", "" if row["low"] is None else _span(row)] for name, row in means.items()
     ]
-    _print_table(f"over {len(items)} documents, split {facts['split']}", ["", "mean", "95 % interval"], rows)
+    print_table(f"over {len(items)} documents, split {facts['split']}", ["", "mean", "95 % interval"], rows)
 
 
 def _label(measure: str) -> str:
@@ -188,7 +188,7 @@ def score_command(arguments: argparse.Namespace) -> None:
     ]
     if arguments.json:
         for item in items:
-            _print_json(item)
+            print_json(item)
         return
     _print_items([{**item, "text": e.text} for item, e in zip(items, episodes, strict=True)])
     values = [score.value for score in scores if not score.abstained]
@@ -197,17 +197,6 @@ def score_command(arguments: argparse.Namespace) -> None:
 
 
 # -------------------------------------------------------------------- printing
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _print_items(items: list[dict[str, Any]]) -> None:
@@ -222,7 +211,7 @@ def _print_items(items: list[dict[str, Any]]) -> None:
         ]
         for item in items
     ]
-    _print_table("texts", ["id", "text", "score", "parts"], rows)
+    print_table("texts", ["id", "text", "score", "parts"], rows)
 
 
 def _known(value: float) -> float | None:
@@ -232,17 +221,3 @@ def _known(value: float) -> float | None:
 
 def _shown(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        cells = {True: "yes", False: "no"}
-        table.add_row(*[Text(cells[cell] if isinstance(cell, bool) else str(cell)) for cell in row])
-    _console().print(table)

@@ -1,6 +1,6 @@
 """Feedback: scorers that judge finished episodes, one family per file, composed by name."""
 
-from llm_gym.feedback.base import Score, Scorer
+from llm_gym.feedback.base import PairwiseScorer, Score, Scorer
 from llm_gym.feedback.compose import SCORERS, Composite, build
 
-__all__ = ["SCORERS", "Composite", "Score", "Scorer", "build"]
+__all__ = ["SCORERS", "Composite", "PairwiseScorer", "Score", "Scorer", "build"]

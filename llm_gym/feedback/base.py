@@ -40,11 +40,20 @@ class Scorer(ABC):
 
     A scorer holds no state of an episode, gives a text the same score whatever else is in the batch, and raises
     when it cannot judge, or abstains where it was told to: a failure is never turned into a number.
+
+    Attributes:
+        reads_reference: Whether it compares with what a person wrote: for second judges, never for training feedback.
     """
+
+    reads_reference: bool = False
 
     @abstractmethod
     def __call__(self, episodes: Sequence[Episode]) -> Sequence[float | None]:
         """Return one value an episode, in order; None for an episode that the scorer abstains from."""
+
+    def scores(self, episodes: Sequence[Episode]) -> list[Score | None]:
+        """Return the values with the parts they are made of; scorers that are made of others override it."""
+        return as_scores(self(episodes))
 
     def placed(self, episode: Episode) -> list[tuple[int, float]]:
         """Return where in the text the value arises, for scorers that know; their values sum to the scorer's.
@@ -52,3 +61,16 @@ class Scorer(ABC):
         Algorithms that reward single tokens use it to reward the right ones.
         """
         return []
+
+
+class PairwiseScorer(Scorer):
+    """A scorer that can also be shown two texts at once."""
+
+    @abstractmethod
+    def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
+        """Return how much better each first text is than its second, shown in that order; below 0 if it is worse."""
+
+
+def as_scores(values: Sequence[float | None]) -> list[Score | None]:
+    """Return scores without parts, None where a scorer abstained."""
+    return [None if value is None else Score(float(value)) for value in values]

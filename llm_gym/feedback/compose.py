@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import json
 import math
@@ -11,7 +12,7 @@ from typing import Any
 
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.feedback.base import Score, Scorer
+from llm_gym.feedback.base import Score, Scorer, as_scores
 from llm_gym.feedback.memory import Memory
 
 SCORERS: dict[str, str] = {
@@ -34,9 +35,28 @@ SCORERS: dict[str, str] = {
     "constitution": "llm_gym.feedback.judge:Constitution",
     "pairwise": "llm_gym.feedback.judge:Pairwise",
     "length": "llm_gym.feedback.rules:Length",
+    "distinct": "llm_gym.feedback.vocabulary:Distinct",
+    "bigram_precision": "llm_gym.feedback.vocabulary:BigramPrecision",
+    "supported": "llm_gym.feedback.vocabulary:Supported",
+    "required_words": "llm_gym.feedback.vocabulary:RequiredWords",
+    "banned_words": "llm_gym.feedback.vocabulary:BannedWords",
+    "reading_level": "llm_gym.feedback.vocabulary:ReadingLevel",
+    "spelling": "llm_gym.feedback.vocabulary:Spelling",
+    "format": "llm_gym.feedback.vocabulary:Format",
     "key_facts": "llm_gym.feedback.reference:KeyFacts",
     "chrf": "llm_gym.feedback.reference:ChrF",
     "reference_similarity": "llm_gym.feedback.reference:ReferenceSimilarity",
+    "rouge": "llm_gym.feedback.metrics:Rouge",
+    "bleu": "llm_gym.feedback.metrics:Bleu",
+    "exact": "llm_gym.feedback.metrics:Exact",
+    "f1": "llm_gym.feedback.metrics:F1",
+    "gate": "llm_gym.feedback.operators:Gate",
+    "minimum": "llm_gym.feedback.operators:Minimum",
+    "ensemble": "llm_gym.feedback.operators:Ensemble",
+    "length_controlled": "llm_gym.feedback.operators:LengthControlled",
+    "standardised": "llm_gym.feedback.operators:Standardised",
+    "clipped": "llm_gym.feedback.operators:Clipped",
+    "threshold": "llm_gym.feedback.operators:Threshold",
 }
 """Scorer name to `module:class`. Another package's scorer is used by the same notation, `package.module:Class`."""
 
@@ -78,23 +98,34 @@ class Composite:
     def _score(self, episodes: list[Episode]) -> list[Score]:
         if not episodes:
             return []
-        columns = {name: scorer(episodes) for name, scorer in self.scorers.items()}
+        columns = {name: _scores(scorer, episodes) for name, scorer in self.scorers.items()}
         for name, values in columns.items():
             if len(values) != len(episodes):
                 raise LLMGymError(f"scorer {name!r} gave {len(values)} values for {len(episodes)} episodes; mend it")
-        scores = []
-        for i, episode in enumerate(episodes):
-            parts = {name: _finite(name, values[i], episode) for name, values in columns.items()}
-            value = round(sum(self.weights[name] * value for name, value in parts.items()), 6)
-            scores.append(Score(value, parts, self._placed(episode)))
-        return scores
+        return [self._sum(e, {name: column[i] for name, column in columns.items()}) for i, e in enumerate(episodes)]
 
-    def _placed(self, episode: Episode) -> tuple[tuple[int, float], ...]:
+    def _sum(self, episode: Episode, scores: dict[str, Score | None]) -> Score:
+        values = {name: _finite(name, score, episode) for name, score in scores.items()}
+        total = round(sum(self.weights[name] * value for name, value in values.items()), 6)
+        inner = {
+            f"{name}/{part}": value
+            for name, score in scores.items()
+            for part, value in (score.parts.items() if score else ())
+        }
+        return Score(total, {**values, **inner}, self.placed(episode))
+
+    def placed(self, episode: Episode) -> tuple[tuple[int, float], ...]:
+        """Return where in the text the value arises, see `Scorer.placed`."""
         return tuple(
             (end, self.weights[name] * value)
             for name, scorer in self.scorers.items()
             for end, value in getattr(scorer, "placed", lambda _: ())(episode)
         )
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether any part compares with what a person wrote."""
+        return any(getattr(scorer, "reads_reference", False) for scorer in self.scorers.values())
 
 
 def build(spec: str | dict[str, Any]) -> Composite:
@@ -102,7 +133,8 @@ def build(spec: str | dict[str, Any]) -> Composite:
 
     Args:
         spec: A scorer's name, or names with weights, `{"likelihood": 1.0, "copying": -0.5}`, or with options,
-            `{"copying": {"weight": -0.5, "run": 5}}`; also as a JSON string.
+            `{"copying": {"weight": -0.5, "run": 5}}`; also as a JSON string. A name may carry a label,
+            `"likelihood#large"`, so that one scorer can be there twice.
 
     Raises:
         LLMGymError: Not JSON, an unknown scorer, or options that it does not take.
@@ -135,7 +167,13 @@ def _parse(text: str) -> dict[str, Any]:
         ) from error
 
 
+def _scores(scorer: Any, episodes: list[Episode]) -> list[Score | None]:
+    """Return a scorer's scores; any callable that returns values will do."""
+    return scorer.scores(episodes) if isinstance(scorer, Scorer) else as_scores(scorer(episodes))
+
+
 def _make(name: str, options: dict[str, Any]) -> Scorer:
+    name = name.partition("#")[0]
     if name not in SCORERS and ":" not in name:
         near = difflib.get_close_matches(name, SCORERS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SCORERS)}"
@@ -152,15 +190,15 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
         raise LLMGymError(f"scorer {name!r} does not take these options: {error}") from error
 
 
-def _finite(name: str, value: float | None, episode: Episode) -> float:
+def _finite(name: str, score: Score | None, episode: Episode) -> float:
     """Return a scorer's value, NaN where it abstained.
 
     Raises:
         LLMGymError: The value is not finite.
     """
-    if value is None:
+    if score is None:
         return math.nan
-    if not math.isfinite(value := round(float(value), 6)):
+    if not math.isfinite(value := round(float(score.value), 6)):
         raise LLMGymError(
             f"scorer {name!r} gave {value} for example {episode.example.get('id')!r}; "
             "a reward must be finite: mend or remove that scorer"
@@ -170,7 +208,7 @@ def _finite(name: str, value: float | None, episode: Episode) -> float:
 
 def _key(episode: Episode) -> tuple[Any, ...]:
     """Return what a score may depend on; the id names the row, and nothing is said of it in a score."""
-    facts = tuple(episode.example.get("facts") or ())
-    columns = tuple(sorted((k, v) for k, v in episode.example.items() if isinstance(v, str) and k != "id"))
+    columns = {name: value for name, value in episode.example.items() if name != "id"}
     before = tuple(turn["text"] for turn in episode.turns[:-1])
-    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, columns, before, episode.over
+    row = hashlib.sha256(json.dumps(columns, sort_keys=True, default=str).encode()).digest()
+    return episode.source, episode.text, episode.finish_reason, episode.reference, row, before, episode.over

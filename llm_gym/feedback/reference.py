@@ -45,6 +45,8 @@ def key_facts(episode: Episode) -> list[set[str]]:
 class KeyFacts(Scorer):
     """Recall of the reference's key facts, 0 to 1: the mean share of each fact's words that the text has."""
 
+    reads_reference = True
+
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the recalls."""
         references(episodes)
@@ -58,6 +60,8 @@ class KeyFacts(Scorer):
 class ChrF(Scorer):
     """chrF of the text against the reference, 0 to 1 (Popović 2015, by sacrebleu)."""
 
+    reads_reference = True
+
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the scores."""
         from sacrebleu.metrics import CHRF
@@ -69,6 +73,8 @@ class ChrF(Scorer):
 
 class ReferenceSimilarity(Scorer):
     """Cosine between the embeddings of the text and of the reference; 0 for an empty text."""
+
+    reads_reference = True
 
     def __init__(self, model: str = "minilm-l6") -> None:
         self.embedder = embedder(model)

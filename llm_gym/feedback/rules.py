@@ -24,6 +24,24 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in re.findall(WORD, text)]
 
 
+def sentences(text: str) -> list[str]:
+    r"""Return the sentences of `text`: what ends with `.`, `!` or `?` before white space, or with the line.
+
+    >>> sentences("Rain fell. Why? 3.5 inches\\nBob: no")
+    ['Rain fell.', 'Why?', '3.5 inches', 'Bob: no']
+    """
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+
+
+def occurrences(text: str, phrase: str) -> int:
+    """Return how often `phrase` stands in `text` as whole words, whatever the case, also in the plural.
+
+    >>> occurrences("Two Lockers, one locker room.", "locker"), occurrences("It costs 500.", "50")
+    (2, 0)
+    """
+    return len(re.findall(rf"(?<!\w){re.escape(phrase.lower())}(?:s|es)?(?!\w)", text.lower()))
+
+
 def copied_counts(text: str, source: str, run: int = 4) -> list[int]:
     """Return for each word of `text` how many words up to it lie in runs of `run` and more copied from `source`.
 

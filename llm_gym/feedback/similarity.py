@@ -10,6 +10,7 @@ import numpy as np
 from llm_gym.episode import Episode
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
+from llm_gym.feedback.rules import sentences
 
 MAX_TOKENS = 256  # what MiniLM was trained on; the rest of a longer text is not read
 
@@ -66,12 +67,29 @@ class Similarity(Scorer):
     """Cosine between the embeddings of the text and of the source, -1 to 1; 0 for an empty text.
 
     Alone it is hacked by copying (see `docs/feedback.md`).
+
+    Args:
+        model: Name of an embedding model.
+        sentences: Compare by sentence: the mean over the text's sentences of the best cosine with a sentence of the
+            source. Of a long source, all is read; a text that is about one detail of it loses nothing.
     """
 
-    def __init__(self, model: str = "minilm-l6") -> None:
-        self.embedder = embedder(model)
+    def __init__(self, model: str = "minilm-l6", sentences: bool = False) -> None:
+        self.embedder, self.sentences = embedder(model), sentences
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the cosines."""
+        if self.sentences:
+            return [self._best(sentences(e.text), sentences(e.source)) for e in self._ready(episodes)]
         texts, sources = self.embedder([e.text for e in episodes]), self.embedder([e.source for e in episodes])
         return (texts * sources).sum(1).tolist()
+
+    def _ready(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
+        """Return the episodes once their sentences are embedded, those of all in full batches."""
+        self.embedder([part for text in {t for e in episodes for t in (e.source, e.text)} for part in sentences(text)])
+        return episodes
+
+    def _best(self, texts: list[str], sources: list[str]) -> float:
+        if not texts or not sources:
+            return 0.0
+        return float((self.embedder(texts) @ self.embedder(sources).T).max(1).mean())

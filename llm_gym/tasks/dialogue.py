@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from llm_gym.feedback.rules import occurrences
 from llm_gym.tasks.base import Task
 
 WORDS = ("want", "ask", "again", "answer")
@@ -53,7 +53,7 @@ def says(text: str, keys: Sequence[str]) -> bool:
     >>> says("Two Lockers are free from 21:40.", ["locker", "21:40"]), says("It costs 500.", ["50"])
     (True, False)
     """
-    return all(re.search(rf"(?<!\w){re.escape(key.lower())}(?:s|es)?(?!\w)", text.lower()) for key in keys)
+    return all(occurrences(text, key) for key in keys)
 
 
 class Dialogue(Task):

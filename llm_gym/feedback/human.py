@@ -1,0 +1,177 @@
+"""Files of human judgements: ratings of texts, or preferences between two."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_gym.data.files import read_rows
+from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
+
+RATINGS = ("source", "candidate", "human")
+PAIRS = ("prompt", "response_a", "response_b", "preferred")
+OPTIONAL = ("id", "reference")
+HIDDEN = frozenset({"human", "preferred", "candidate", "response_a", "response_b"})  # what a scorer must not look up
+PREFERRED = {"a": (0, 1), "b": (1, 0)}
+
+Numbered = list[tuple[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Texts and what people thought of them.
+
+    Attributes:
+        kind: `ratings` or `pairs`.
+        episodes: The texts, as scorers take them; of pairs first all replies `a`, then all replies `b`.
+        documents: int `(texts,)`, which document each is about, numbered from 0.
+        human: Ratings, float `(texts,)`, by dimension; empty for pairs.
+        better: int `(comparisons, 2)`, by dimension: places of two texts about the same document, the one that people
+            think better first. Two texts that people think equal are not compared.
+        ties: How many pairs people thought equal; 0 for ratings.
+    """
+
+    kind: str
+    episodes: list[Episode]
+    documents: np.ndarray
+    human: dict[str, np.ndarray]
+    better: dict[str, np.ndarray]
+    ties: int = 0
+
+
+def read_judgements(
+    path: str | Path, columns: Mapping[str, str] | None = None, documents: int | None = None
+) -> Judgements:
+    """Read a JSONL, CSV or Parquet file of human judgements; its columns say which kind it is.
+
+    Ratings have `source`, `candidate` and `human`, a number or an object of numbers by dimension (in CSV, as JSON);
+    the rows of a document share their `id`, or, where there is none, their source. Pairs have `prompt`, `response_a`,
+    `response_b` and `preferred`, which is `a`, `b` or `tie`; rows of the same prompt are a document. Both may have a
+    `reference`. Further columns are there for scorers that read columns of the example.
+
+    Args:
+        path: The file.
+        columns: The file's name of a column by its name here, such as `{"candidate": "summary"}`.
+        documents: Keep only so many documents, evenly spaced.
+
+    Raises:
+        LLMGymError: The file, a row or a column is not what it must be.
+    """
+    rows = _renamed(Path(path), list(read_rows(path)), dict(columns or {}))
+    present = {name for _, row in rows for name in row}
+    kinds = [required for required in (RATINGS, PAIRS) if present.issuperset(required)]
+    if len(kinds) != 1:
+        raise LLMGymError(
+            f"{path} must have the columns {', '.join(RATINGS)} (ratings) or {', '.join(PAIRS)} (pairs), "
+            f"it has {', '.join(sorted(present))}; name others with --columns candidate=NAME"
+        )
+    where = [f"{path}:{number}" for number, _ in rows]
+    for place, (_, row) in zip(where, rows, strict=True):
+        _check_strings(place, row, [name for name in kinds[0] if name not in ("human", "preferred")])
+    source = kinds[0][0]
+    names = [str(row.get("id", row[source]) if source == "source" else row[source]) for _, row in rows]
+    kept = _spaced(list(dict.fromkeys(names)), documents)
+    numbers = {name: number for number, name in enumerate(kept)}
+    chosen = [(w, row, numbers[n]) for w, (_, row), n in zip(where, rows, names, strict=True) if n in numbers]
+    return (_ratings if source == "source" else _pairs)(chosen)
+
+
+def _renamed(path: Path, rows: Numbered, columns: dict[str, str]) -> Numbered:
+    """Return the rows under the names used here."""
+    for name, column in columns.items():
+        if name not in (*RATINGS, *PAIRS, *OPTIONAL):
+            known = ", ".join((*RATINGS, *PAIRS, *OPTIONAL))
+            raise LLMGymError(f"unknown column {name!r}: a file of judgements has {known}")
+        if not any(column in row for _, row in rows):
+            raise LLMGymError(f"{path} has no column {column!r}, only {', '.join(sorted(rows[0][1]))}; mend --columns")
+    taken = set(columns.values())
+    return [
+        (n, {k: v for k, v in row.items() if k not in taken} | {k: row[c] for k, c in columns.items() if c in row})
+        for n, row in rows
+    ]
+
+
+def _check_strings(where: str, row: dict[str, Any], names: list[str]) -> None:
+    for name in names:
+        if not isinstance(row.get(name), str):
+            raise LLMGymError(f"{where}: column {name!r} must be a string, not {json.dumps(row.get(name))[:40]}")
+    if not isinstance(row.get("reference", ""), str | None):
+        raise LLMGymError(f"{where}: column 'reference' must be a string, not {json.dumps(row['reference'])[:40]}")
+
+
+def _spaced(names: list[str], count: int | None) -> list[str]:
+    places = np.linspace(0, len(names) - 1, min(count or len(names), len(names))).round().astype(int)
+    return [names[place] for place in places]
+
+
+def _episode(row: dict[str, Any], source: str, text: str, number: int) -> Episode:
+    example = {"id": str(number), **{name: value for name, value in row.items() if name not in HIDDEN}}
+    return Episode(example, source=source, text=text, reference=row.get("reference"))
+
+
+def _ratings(rows: list[tuple[str, dict[str, Any], int]]) -> Judgements:
+    rated = [_human(where, row["human"]) for where, row, _ in rows]
+    dimensions = list(rated[0])
+    for (where, _, _), ratings in zip(rows, rated, strict=True):
+        if set(ratings) != set(dimensions):
+            raise LLMGymError(
+                f"{where}: 'human' has {', '.join(ratings)} where other rows have {', '.join(dimensions)}; "
+                "every row needs the same dimensions"
+            )
+    documents = np.array([number for _, _, number in rows])
+    human = {name: np.array([ratings[name] for ratings in rated]) for name in dimensions}
+    episodes = [_episode(row, row["source"], row["candidate"], number) for _, row, number in rows]
+    better = {name: _comparisons(values, documents) for name, values in human.items()}
+    return Judgements("ratings", episodes, documents, human, better)
+
+
+def _human(where: str, value: Any) -> dict[str, float]:
+    """Return ratings by dimension; a lone number is the dimension `human`."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            pass  # told below, as any other value that is no number
+    ratings = value if isinstance(value, dict) else {"human": value}
+    for rating in ratings.values():
+        if isinstance(rating, bool) or not isinstance(rating, int | float) or not math.isfinite(rating):
+            raise LLMGymError(
+                f"{where}: 'human' must be a number or an object of numbers, not {json.dumps(value, default=str)[:60]}"
+            )
+    if not ratings:
+        raise LLMGymError(f"{where}: 'human' has no rating; give a number or an object of numbers")
+    return {name: float(rating) for name, rating in ratings.items()}
+
+
+def _comparisons(ratings: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Return the places of all two texts of a document that were rated differently, the better one first."""
+    found = [np.zeros((0, 2), int)]
+    for document in range(documents.max() + 1):
+        (places,) = np.nonzero(documents == document)
+        one, other = np.nonzero(ratings[places][:, None] > ratings[places])
+        found.append(np.stack([places[one], places[other]], -1))
+    return np.concatenate(found)
+
+
+def _pairs(rows: list[tuple[str, dict[str, Any], int]]) -> Judgements:
+    better = []
+    for place, (where, row, _) in enumerate(rows):
+        if row["preferred"] in PREFERRED:
+            better.append([place + len(rows) * side for side in PREFERRED[row["preferred"]]])
+        elif row["preferred"] != "tie":
+            raise LLMGymError(f"{where}: 'preferred' must be a, b or tie, not {json.dumps(row['preferred'])[:40]}")
+    episodes = [
+        _episode(row, row["prompt"], row[name], number)
+        for name in ("response_a", "response_b")
+        for _, row, number in rows
+    ]
+    documents = np.array([number for _, _, number in rows] * 2)
+    compared = np.array(better, int).reshape(-1, 2)
+    return Judgements("pairs", episodes, documents, {}, {"preferred": compared}, len(rows) - len(better))
