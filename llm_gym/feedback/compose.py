@@ -29,6 +29,11 @@ SCORERS: dict[str, str] = {
     "judged_tone": "llm_gym.feedback.zero_shot:JudgedTone",
     "judged_topic": "llm_gym.feedback.zero_shot:JudgedTopic",
     "length": "llm_gym.feedback.rules:Length",
+    "elements": "llm_gym.feedback.rules:Elements",
+    "coherence": "llm_gym.feedback.coherence:Coherence",
+    "answer": "llm_gym.feedback.answers:Answer",
+    "answer_exact": "llm_gym.feedback.answers:AnswerExact",
+    "support": "llm_gym.feedback.answers:Support",
     "key_facts": "llm_gym.feedback.reference:KeyFacts",
     "chrf": "llm_gym.feedback.reference:ChrF",
     "reference_similarity": "llm_gym.feedback.reference:ReferenceSimilarity",
@@ -149,6 +154,6 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
 
 
 def _key(episode: Episode) -> tuple[Any, ...]:
-    facts = tuple(episode.example.get("facts") or ())
+    asked = json.dumps({name: value for name, value in episode.example.items() if name != "id"}, default=str)
     before = tuple(turn["text"] for turn in episode.turns[:-1])
-    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, before, episode.over
+    return episode.source, episode.text, episode.finish_reason, episode.reference, asked, before, episode.over

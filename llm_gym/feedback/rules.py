@@ -24,6 +24,15 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in re.findall(WORD, text)]
 
 
+def says(text: str, keys: Sequence[str]) -> bool:
+    """Return whether all `keys` stand in `text` as whole words, whatever their case, also in the plural.
+
+    >>> says("Two Lockers are free from 21:40.", ["locker", "21:40"]), says("It costs 500.", ["50"])
+    (True, False)
+    """
+    return all(re.search(rf"(?<!\w){re.escape(key.lower())}(?:s|es)?(?!\w)", text.lower()) for key in keys)
+
+
 def copied_counts(text: str, source: str, run: int = 4) -> list[int]:
     """Return for each word of `text` how many words up to it lie in runs of `run` and more copied from `source`.
 
@@ -143,6 +152,18 @@ def _goals_met(episode: Episode) -> float:
     if not goals:
         raise LLMGymError(f"example {episode.example.get('id')!r} has no 'goals': the scorer 'goals' is for dialogues")
     return sum(progress(goals, episode.turns).met) / len(goals)
+
+
+class Elements(Scorer):
+    """Share of the row's required `elements` that the text names, 0 to 1; 1 where the row requires none."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the shares."""
+        return [_named(e.text, e.example.get("elements") or ()) for e in episodes]
+
+
+def _named(text: str, elements: Sequence[str]) -> float:
+    return sum(says(text, [element]) for element in elements) / len(elements) if elements else 1.0
 
 
 class Length(Scorer):
