@@ -69,7 +69,7 @@ def test_a_group_shares_its_prompt(env_id: str) -> None:
 def test_splits_share_no_example_and_the_corpus_has_references(env_id: str) -> None:
     names = [set(make_envs(env_id, 1, split, SMALL).example_ids) for split in ("train", "validation", "test")]
     assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2]) and min(map(len, names)) >= 8
-    envs = make_envs(env_id, 8, "test", {**SMALL, "max_new_tokens": 160, "max_prompt_tokens": 700})
+    envs = make_envs(env_id, 8, "test", {**SMALL, "max_new_tokens": 400, "max_prompt_tokens": 700})
     episodes = play(ReferenceAgent(envs), envs, envs.example_ids)
     assert episodes is not None
     for episode in episodes:

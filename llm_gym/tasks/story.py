@@ -79,7 +79,7 @@ class Story(Task):
     feedback = {
         "elements": {"weight": 6.0},
         "coherence": {"weight": 4.0},
-        "likelihood": {"weight": 1.5, "ceiling": -2.8, "prompt": "{source}"},
+        "likelihood": {"weight": 1.5, "ceiling": -3.5, "prompt": "{source}"},
         "similarity": {"weight": 3.0},
         "complete": {"weight": 3.0},
         "copying": {"weight": -1.5},
