@@ -78,7 +78,7 @@ class Story(Task):
     # Weights: see docs/feedback.md for what they are measured against.
     feedback = {
         "elements": {"weight": 6.0},
-        "coherence": {"weight": 4.0},
+        "coherence": {"weight": 6.0},
         "likelihood": {"weight": 1.5, "ceiling": -3.5, "prompt": "{source}"},
         "similarity": {"weight": 3.0},
         "complete": {"weight": 3.0},
