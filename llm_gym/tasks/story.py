@@ -30,8 +30,8 @@ class Story(Task):
     C = `max_prompt_tokens + max_new_tokens`.
 
     ## Starting State
-    The prompt: the instruction, a premise drawn from the split, or the one that `reset(options={"example": id})`
-    names, and the elements.
+    The prompt: a premise drawn from the split, or the one that `reset(options={"example": id})` names, the
+    instruction, and the elements.
 
     ## Rewards
     0 until the text ends, then the feedback's value. By default a weighted sum, in which no part reads the author's
@@ -110,4 +110,4 @@ class Story(Task):
 
 def _request(instruction: str, source: str, example: dict[str, Any]) -> str:
     elements = ", ".join(example.get("elements", ()))
-    return f"{instruction}\n\nPremise: {source}" + (f"\n\nThese must occur in it: {elements}." if elements else "")
+    return f"Premise: {source}\n\n{instruction}" + (f" Use these words: {elements}." if elements else "")
