@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ENVIRONMENTS: dict[str, str] = {
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
+    "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",
+    "Story-v0": "llm_gym.tasks.story:Story",
     "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
 }

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_gym.data import load_examples
 from llm_gym.data.hub import is_hub_id
 from llm_gym.errors import LLMGymError
+from llm_gym.registration import find_task
 from llm_gym.tasks.summary import TextSummary
 
 TASK = TextSummary()
@@ -91,3 +93,81 @@ def test_without_the_library_the_remedy_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(LLMGymError, match=r"pip install llm-gym\[hub\]"):
         load_examples(write(tmp_path / "rows", train=3), "train", TASK, COLUMNS)
+
+
+# --- public data sets by short name -------------------------------------------------------------------------
+
+PASSAGES = [f"Passage {i} says that the bridge opens at {i}." for i in range(20)]
+PUBLIC: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "squad": (
+        "QuestionAnswering-v0",
+        [
+            {"id": f"{i}-{k}", "title": "Bridges", "context": context, "question": f"Question {k}?"}
+            | {"answers": {"text": [f"at {i}", str(i)], "answer_start": [20, 23]}}
+            for i, context in enumerate(PASSAGES)
+            for k in range(3)
+        ],
+    ),
+    "writingprompts": (
+        "Story-v0",
+        [{"prompt": f"[ WP ] The bridge opens {i} times.", "story": f"Once it opened {i} times."} for i in range(20)],
+    ),
+    "rocstories": (
+        "Story-v0",
+        [{"prompt": f"Ann built {i} bridges.", "continuation": f"All {i} of them stood."} for i in range(20)],
+    ),
+}
+PUBLIC["squad_v2"] = (
+    "QuestionAnswering-v0",
+    [
+        {**row, "answers": {"text": [], "answer_start": []}} if row["id"].endswith("0") else row
+        for row in PUBLIC["squad"][1]
+    ],
+)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("held", [("train",), ("train", "validation")])
+def test_a_public_data_set_is_read_by_its_short_name(name, held, tmp_path, monkeypatch) -> None:
+    """`datasets` prefers a local folder of the hub's name, which stands in for the hub here."""
+    env_id, rows = PUBLIC[name]
+    task = find_task(env_id)
+    folder = tmp_path / task.public[name].name
+    folder.mkdir(parents=True)
+    for i, split in enumerate(held):
+        part = rows[i * len(rows) // len(held) : (i + 1) * len(rows) // len(held)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    monkeypatch.chdir(tmp_path)
+    parts = [load_examples(name, split, task) for split in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == len(rows) and all(parts)
+    texts = [{example[task.required[0]] for example in part} for part in parts]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    columns = {"story": ("premise", "story"), "question_answering": ("context", "question", "answers")}[task.name]
+    assert all(set(columns) <= set(example) for part in parts for example in part)
+    if name == "squad_v2":
+        answers = [example["answers"] for part in parts for example in part]
+        assert sum(answer == [] for answer in answers) == 20 and ["at 3", "3"] in answers
+
+
+def test_a_file_goes_before_a_short_name_and_own_columns_before_the_tables(tmp_path, monkeypatch) -> None:
+    task = find_task("Story-v0")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / task.public["rocstories"].name
+    folder.mkdir(parents=True)
+    rows = [{"prompt": f"Ann built {i} bridges.", "continuation": "They stood.", "title": f"T{i}"} for i in range(8)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_examples("rocstories", "all", task, {"premise": "title"})[0]["premise"] == "T0"
+    (tmp_path / "rocstories").mkdir()
+    (tmp_path / "rocstories" / "train.jsonl").write_text('{"premise": "Mine."}\n')
+    assert load_examples("rocstories", "all", task) == [{"id": "row-1", "premise": "Mine."}]
+
+
+def test_a_field_of_a_nested_column_that_is_not_there_is_an_error(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(PUBLIC["squad"][1][0]) + "\n")
+    task = find_task("QuestionAnswering-v0")
+    with pytest.raises(LLMGymError, match="column 'answers.texts' is"):
+        load_examples(path, "all", task, {"answers": "answers.texts"})
+    with pytest.raises(LLMGymError, match="no column 'replies.text'"):
+        load_examples(path, "all", task, {"answers": "replies.text"})
+    assert load_examples(path, "all", task, {"answers": "answers.text"})[0]["answers"] == ["at 0", "0"]

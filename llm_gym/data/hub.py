@@ -6,12 +6,24 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_gym.errors import LLMGymError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+
+
+class HubData(NamedTuple):
+    """A well-known data set on the hub.
+
+    Attributes:
+        name: `owner/name` or `owner/name:config`.
+        columns: Its name of a column by the task's name of it, where they differ.
+    """
+
+    name: str
+    columns: dict[str, str]
 
 
 def is_hub_id(data: str) -> bool:
@@ -23,14 +35,15 @@ def is_hub_id(data: str) -> bool:
     return HUB_ID.fullmatch(data) is not None and not data.startswith(".")
 
 
-def read_hub(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_hub(name: str, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read all splits of a data set; nothing in it is executed.
 
     A `split` column says where each row belongs. A data set without a test or validation split gives a tenth of its
-    training rows to each that it lacks, chosen by a hash of the row.
+    training rows to each that it lacks, chosen by a hash of the row, or of its value of the column `group`.
 
     Args:
         name: `owner/name`, `owner/name:config`, or a local folder of JSONL, CSV or Parquet files by split.
+        group: Rows that have the same value of this column stay together, such as questions about one passage.
 
     Returns:
         An iterator of (row number from 1, row).
@@ -54,19 +67,26 @@ def read_hub(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     rows = [{**row, "split": SPLITS[split]} for split, part in found.items() if split in SPLITS for row in part]
     if not any(row["split"] == "train" for row in rows):
         raise LLMGymError(f"data set {name!r} has splits {', '.join(found)}, but no 'train'; give a file instead")
-    yield from enumerate(_completed(rows), 1)
+    yield from enumerate(_completed(rows, group), 1)
 
 
-def _completed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _completed(rows: list[dict[str, Any]], group: str | None) -> list[dict[str, Any]]:
     """Move a tenth of the training rows into each split that is missing."""
     missing = [split for split in ("test", "validation") if all(row["split"] != split for row in rows)]
-    train = sorted((row for row in rows if row["split"] == "train"), key=_digest)
-    share = max(1, len(train) // 10)
-    for i, split in enumerate(missing):
-        for row in train[i * share : (i + 1) * share]:
-            row["split"] = split
+    groups: dict[bytes, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["split"] == "train":
+            groups.setdefault(_digest(row if group is None else row.get(group)), []).append(row)
+    share = max(1, sum(map(len, groups.values())) // 10)
+    order = iter(sorted(groups))
+    for split in missing:
+        moved = 0
+        while moved < share and (digest := next(order, None)) is not None:
+            for row in groups[digest]:
+                row["split"] = split
+            moved += len(groups[digest])
     return rows
 
 
-def _digest(row: dict[str, Any]) -> bytes:
-    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest()
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest()

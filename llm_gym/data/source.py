@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts", "briefing"})
+LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers"})
 """Columns that hold a list of strings."""
+MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
+"""Those of them in which an empty list says something."""
 OBJECT_COLUMNS = frozenset({"goals"})
 """Columns that hold a list of JSON objects; a column that is in neither of the two is a string."""
 
@@ -48,14 +50,15 @@ def load_examples(
 
     A file with a `split` column is divided by it. Any other is divided by the rank of the SHA-256 of each id
     (of the text, where a row has no id), so the order of rows does not matter: a tenth is test, a tenth
-    validation, at least one of each, the rest train. Rows with the same text stay together.
+    validation, at least one of each, the rest train. Rows with the same value of the task's first column stay together.
 
     Args:
-        data: A JSONL, CSV or Parquet file, a hub data set `owner/name` or `owner/name:config`, or a folder of files
-            by split; None for the corpus bundled with the task.
+        data: A JSONL, CSV or Parquet file, a hub data set `owner/name` or `owner/name:config`, a folder of files
+            by split, or a short name of the task's `public` data sets; None for the corpus bundled with the task.
         split: One of `train`, `validation`, `test`, `all`.
         task: Names the columns, and the bundled corpus.
-        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`.
+        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`;
+            `answers.text` is the field `text` of objects in the column `answers`.
 
     Returns:
         A dict for each example, in the file's order: `id` (a string, `row-<line>` where the row has none),
@@ -72,16 +75,17 @@ def load_examples(
             raise LLMGymError(f"task {task.name!r} has no corpus {task.corpus!r}: pass data='FILE.jsonl'")
         with as_file(resource) as path:
             return load_examples(path, split, task, columns)
+    data, columns = _resolved(data, task, columns)
     path = Path(data)
     rows = read_examples(data, task, columns)
     _check_unique(path, rows)
-    column = (columns or {}).get("split", "split")
+    column = columns.get("split", "split")
     if any(column in row.raw for row in rows):
         names = [_named_split(path, row, column) for row in rows]
     elif split == "all":
         names = [split] * len(rows)
     else:
-        names = _ranked_splits(path, rows, task, (columns or {}).get("id", "id"))
+        names = _ranked_splits(path, rows, task, columns.get("id", "id"))
     chosen = [row.example for row, name in zip(rows, names, strict=True) if split in (name, "all")]
     if not chosen:
         held = ", ".join(name for name in SPLITS if name in names)
@@ -103,7 +107,8 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     Raises:
         LLMGymError: As for `load_examples`.
     """
-    path, columns = Path(path), dict(columns or {})
+    data, columns = _resolved(path, task, columns)
+    path = Path(data)
     known = (*task.required, *task.optional, "id", "split")
     for name in columns:
         if name not in known:
@@ -111,11 +116,11 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"unknown column {name!r}: task {task.name!r} has {', '.join(known)}; "
                 f"write --columns {task.required[0]}=NAME"
             )
-    numbered = list(read_data(path))
+    numbered = list(read_data(path, columns.get(task.required[0], task.required[0])))
     present = list(dict.fromkeys(name for _, raw in numbered for name in raw))
     for name in dict.fromkeys((*task.required, *columns)):
         column = columns.get(name, name)
-        if column not in present:
+        if column not in present and column.partition(".")[0] not in present:
             raise LLMGymError(
                 f"{path} has no column {column!r}, only {', '.join(map(repr, present)) or 'empty rows'}: "
                 f"name the right one with --columns {name}=NAME"
@@ -123,13 +128,24 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     return [Row(number, raw, _example(path, number, raw, task, columns)) for number, raw in numbered]
 
 
-def read_data(data: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return the numbered rows of a file, a hub data set or a folder; a file of that name goes first."""
+def _resolved(data: str | Path, task: Task, columns: Mapping[str, str] | None) -> tuple[str | Path, dict[str, str]]:
+    """Return the hub's name and the columns of a data set's short name; a file of that name goes first."""
+    known = task.public.get(str(data))
+    if known is None or os.path.exists(data):
+        return data, dict(columns or {})
+    return known.name, {**known.columns, **(columns or {})}
+
+
+def read_data(data: str | Path, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return the numbered rows of a file, a hub data set or a folder; a file of that name goes first.
+
+    Where a data set lacks a split, rows with the same value of its column `group` stay together.
+    """
     path = Path(data)
     if os.path.isdir(path) or (
         not os.path.exists(path) and path.suffix.lower() not in READERS and is_hub_id(str(data))
     ):
-        return read_hub(str(data))
+        return read_hub(str(data), group)
     return read_rows(path)
 
 
@@ -138,9 +154,9 @@ def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: 
     example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
     for name in (*task.required, *task.optional):
         column = columns.get(name, name)
-        value = raw.get(column)
+        value = _value(raw, column)
         where = f"{path}:{number}: column {column!r}"
-        if not _absent(value):
+        if not _absent(value) or (value == [] and name in MAYBE_EMPTY_COLUMNS):
             example[name] = _typed(name, where, path, value)
         elif name in task.required:
             state = "empty" if column in raw else "missing"
@@ -148,6 +164,16 @@ def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: 
     if wrong := task.check(example):
         raise LLMGymError(f"{path}:{number}: {wrong}; mend the row")
     return example
+
+
+def _value(raw: dict[str, Any], column: str) -> Any:
+    """Return a row's value of a column, which may be a field of an object, or None."""
+    if column in raw:
+        return raw[column]
+    value: Any = raw
+    for field in column.split("."):
+        value = value.get(field) if isinstance(value, dict) else None
+    return value
 
 
 def _typed(name: str, where: str, path: Path, value: Any) -> Any:
@@ -232,21 +258,22 @@ def _named_split(path: Path, row: Row, column: str) -> str:
 
 def _ranked_splits(path: Path, rows: list[Row], task: Task, id_column: str) -> list[str]:
     """Divide rows by the rank of a hash that depends neither on their order nor on their neighbours."""
-    texts = [json.dumps([row.example[name] for name in task.required]) for row in rows]
+    groups = [json.dumps(row.example[task.required[0]]) for row in rows]
     ranks: dict[str, bytes] = {}
-    for row, text in zip(rows, texts, strict=True):
+    for row, group in zip(rows, groups, strict=True):
         # an id made from the line number changes with the order, the text does not
-        key = text if _absent(row.raw.get(id_column)) else row.example["id"]
+        nameless = _absent(row.raw.get(id_column))
+        key = json.dumps([row.example[name] for name in task.required]) if nameless else row.example["id"]
         digest = hashlib.sha256(key.encode()).digest()
-        ranks[text] = min(digest, ranks.get(text, digest))
+        ranks[group] = min(digest, ranks.get(group, digest))
     if len(ranks) < 3:
         raise LLMGymError(
             f"{path} has {len(ranks)} different texts, too few for train, validation and test: "
             "add rows (3 at least), or pass split='all'"
         )
     held = max(1, len(ranks) // 10)
-    order = sorted(ranks, key=lambda text: ranks[text])
+    order = sorted(ranks, key=lambda group: ranks[group])
     split = dict.fromkeys(order, "train")
     split.update(dict.fromkeys(order[:held], "test"))
     split.update(dict.fromkeys(order[held : 2 * held], "validation"))
-    return [split[text] for text in texts]
+    return [split[group] for group in groups]

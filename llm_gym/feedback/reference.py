@@ -34,6 +34,15 @@ def references(episodes: Sequence[Episode]) -> list[str]:
     return [episode.reference or "" for episode in episodes]
 
 
+def accepted(episodes: Sequence[Episode]) -> list[list[str]]:
+    """Return all that a person would accept for each of `episodes`: the row's `answers`, or else the reference.
+
+    Raises:
+        LLMGymError: One has no reference.
+    """
+    return [e.example.get("answers") or [one] for e, one in zip(episodes, references(episodes), strict=True)]
+
+
 def key_facts(episode: Episode) -> list[set[str]]:
     """Return the words of each key fact: the row's `facts`, or else each content word of the reference."""
     facts = episode.example.get("facts")
@@ -58,7 +67,7 @@ class KeyFacts(Scorer):
 
 
 class ChrF(Scorer):
-    """chrF of the text against the reference, 0 to 1 (Popović 2015, by sacrebleu)."""
+    """chrF of the text against the reference, 0 to 1 (Popović 2015, by sacrebleu); of several, against the best."""
 
     reads_reference = True
 
@@ -67,12 +76,12 @@ class ChrF(Scorer):
         from sacrebleu.metrics import CHRF
 
         metric = CHRF()
-        pairs = zip(episodes, references(episodes), strict=True)
-        return [metric.sentence_score(e.text, [reference]).score / 100 for e, reference in pairs]
+        pairs = zip(episodes, accepted(episodes), strict=True)
+        return [metric.sentence_score(e.text, wanted).score / 100 for e, wanted in pairs]
 
 
 class ReferenceSimilarity(Scorer):
-    """Cosine between the embeddings of the text and of the reference; 0 for an empty text."""
+    """Cosine between the embeddings of the text and of the reference, of several the best; 0 for an empty text."""
 
     reads_reference = True
 
@@ -81,5 +90,6 @@ class ReferenceSimilarity(Scorer):
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the cosines."""
-        texts, expected = self.embedder([e.text for e in episodes]), self.embedder(references(episodes))
-        return (texts * expected).sum(1).tolist()
+        wanted = accepted(episodes)
+        texts = self.embedder([e.text for e in episodes])
+        return [float((self.embedder(row) @ text).max()) for text, row in zip(texts, wanted, strict=True)]

@@ -163,6 +163,18 @@ def _goals_met(episode: Episode) -> float:
     return sum(progress(goals, episode.turns).met) / len(goals)
 
 
+class Elements(Scorer):
+    """Share of the row's required `elements` that the text names, 0 to 1; 1 where the row requires none."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the shares."""
+        return [_named(e.text, e.example.get("elements") or ()) for e in episodes]
+
+
+def _named(text: str, elements: Sequence[str]) -> float:
+    return sum(occurrences(text, element) > 0 for element in elements) / len(elements) if elements else 1.0
+
+
 class Length(Scorer):
     """Number of words, for reports."""
 

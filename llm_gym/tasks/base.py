@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, ClassVar
 
+from llm_gym.data.hub import HubData
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 
@@ -22,6 +23,9 @@ class Task:
         instruction: What the agent is asked to do; `{column}` stands for the row's value of that column.
         feedback: Default training feedback, a spec for `llm_gym.feedback.build`.
         judge: The second judge: a spec that may read the reference, and that training never sees.
+        verifiable: Whether the data's answers are a checkable ground truth, which training may read (reinforcement
+            learning with verifiable reward). Where they are a person's free text, it must not.
+        public: Well-known data sets by short name, which `data` takes.
         max_prompt_tokens: Default longest prompt.
         max_new_tokens: Default cap of a turn.
         max_turns: The most turns an agent can have; more than one makes the task a conversation.
@@ -37,6 +41,8 @@ class Task:
     instruction: ClassVar[str]
     feedback: ClassVar[dict[str, Any]]
     judge: ClassVar[dict[str, Any]]
+    verifiable: ClassVar[bool] = False
+    public: ClassVar[dict[str, HubData]] = {}
     max_prompt_tokens: ClassVar[int] = 320
     max_new_tokens: ClassVar[int] = 48
     max_turns: ClassVar[int] = 1

@@ -1,0 +1,157 @@
+"""How often does an environment's feedback rank a reference above texts that are worth nothing?
+
+    python benchmarks/references.py Story-v0
+
+Every example is played by an agent that writes its reference (the author's turns, in a conversation), nothing, as many
+random words, or another example's reference, and, for some tasks, by cheap tricks. Printed are the share of examples
+in which the reference scores higher, and what each scores on average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from agents.evaluate import make_envs
+from agents.reference import ReferenceAgent
+from agents.rollout import play
+from llm_gym.feedback.answers import ABSTENTION
+from llm_gym.feedback.coherence import sentences
+from llm_gym.registration import find_task
+
+Row = dict[str, Any]
+Writer = Callable[[int], str | None]
+
+
+def story_tricks(row: Row) -> dict[str, str]:
+    """Return ways to write no story."""
+    named = f"There were a {row['elements'][0]}, a {row['elements'][1]} and a {row['elements'][2]}."
+    generic = "It was a strange day. Nobody knew what to do. Then everything changed. In the end they were all happy."
+    first = sentences(row["story"])[0]
+    return {
+        "elements listed": ", ".join(row["elements"]) + ".",
+        "elements listed, over and over": " ".join([f"{', '.join(row['elements'])}."] * 8),
+        "premise and elements": f"{row['premise']} {named}",
+        "elements, then platitudes": f"{named} {generic} {generic.replace('day', 'time')}",
+        "first sentence, over and over": " ".join([first] * 6),
+        "the story without its end": " ".join(row["story"].split()[:40]),
+        "the story, sentences shuffled": " ".join(np.random.default_rng(7).permutation(sentences(row["story"]))),
+    }
+
+
+def question_tricks(row: Row) -> dict[str, str]:
+    """Return ways to answer without reading."""
+    names = re.findall(r"(?<![.!?] )(?<!^)\b[A-Z]\w+(?: [A-Z]\w+)*|\d[\d,.:]*\d", row["context"])
+    return {
+        "always abstaining": ABSTENTION,
+        "passage copied": row["context"],
+        "first sentence": sentences(row["context"])[0],
+        "first name or number": next(iter(names), row["context"].split()[0]),
+        "question echoed": row["question"],
+        "reference in a sentence": f"The answer to the question is {next(iter(row['answers']), ABSTENTION)}.",
+        "answer, then abstention": f"{next(iter(row['answers']), row['context'].split()[0])}, or {ABSTENTION}",
+    }
+
+
+TRICKS: dict[str, Callable[[Row], dict[str, str]]] = {"story": story_tricks, "question_answering": question_tricks}
+
+
+class Writes(ReferenceAgent):
+    """An agent that writes what `writer` says for a row of `envs`."""
+
+    def __init__(self, envs: Any, writer: Writer) -> None:
+        super().__init__(envs)
+        self.writer = writer
+
+    def _plan(self, row: int) -> list[int]:
+        ids = self.envs.tokenizer(self.writer(row) or "", add_special_tokens=False)["input_ids"]
+        return [*ids[: self.envs.max_new_tokens - 1], self.envs.single_action_space.stop_ids[0]]
+
+
+def writers(envs: Any) -> dict[str, Writer]:
+    """Return the agents by name; what each writes depends on the example and the turn alone."""
+    task, examples = envs.task, envs.examples
+    pool = [word for example in examples for word in str(task.reference(example)).split()]
+    others = [other_example(task, examples, i) for i in range(len(examples))]
+
+    def random_words(row: int) -> str:
+        rng = np.random.default_rng([7, index(envs, row), len(turns(envs, row))])
+        return " ".join(rng.choice(pool, len(str(envs.reference_turn(row)).split())))
+
+    def other(row: int) -> str | None:
+        return task.reference_turn(examples[others[index(envs, row)]], turns(envs, row))
+
+    told: dict[str, Writer] = {
+        "reference": envs.reference_turn,
+        "nothing": lambda row: "",
+        "random words": random_words,
+        "another example's reference": other,
+    }
+    tricks = TRICKS.get(task.name, lambda row: {})
+    for name in tricks(examples[0]):
+        told[name] = lambda row, name=name: tricks(examples[index(envs, row)])[name]  # type: ignore[misc]
+    return told
+
+
+def other_example(task: Any, examples: list[Row], i: int) -> int:
+    """Return the place of another example, with another reference, the same one each time."""
+    order = np.random.default_rng([7, i]).permutation(len(examples)).tolist()
+    return next(k for k in order if task.reference(examples[k]) != task.reference(examples[i]))
+
+
+def index(envs: Any, row: int) -> int:
+    """Return which example a row is about."""
+    return int(envs._example[row])
+
+
+def turns(envs: Any, row: int) -> list[dict[str, str]]:
+    """Return what has been said in a row."""
+    return envs._turns[row]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("id", help="environment, such as Story-v0")
+    parser.add_argument("--split", default="all", choices=("train", "validation", "test", "all"))
+    parser.add_argument("--feedback", help="a scorer's name or JSON; the task's default without it")
+    parser.add_argument("-n", type=int, help="only the first N examples")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+
+    task, started = find_task(args.id), time.monotonic()
+    envs = make_envs(args.id, 16, args.split, {"feedback": args.feedback or task.feedback})
+    ids = envs.example_ids[: args.n]
+    scores, parts = {}, {}
+    for name, writer in writers(envs).items():
+        episodes = play(Writes(envs, writer), envs, ids) or []
+        scores[name] = np.array([episode.reward for episode in episodes])
+        parts[name] = {part: float(np.mean([e.parts[part] for e in episodes])) for part in episodes[0].parts}
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    best = scores["reference"]
+    table = {
+        name: {"wins": float((best > values).mean()), "score": float(values.mean()), "parts": parts[name]}
+        for name, values in scores.items()
+    }
+    del table["reference"]["wins"]
+    if args.json:
+        print(json.dumps({"env": args.id, "examples": len(ids), "feedback": envs.feedback.spec, "table": table}))
+        return
+    print(f"{args.id}, {len(ids)} examples; feedback {json.dumps(envs.feedback.spec)}\n")
+    print(f"| | the reference beats it in | mean score | {' | '.join(parts['reference'])} |")
+    print("|---" * (3 + len(parts["reference"])) + "|")
+    for name, cell in table.items():
+        means = " | ".join(f"{value:.2f}" for value in cell["parts"].values())
+        wins = f"{cell['wins']:.3f}" if "wins" in cell else ""
+        print(f"| {name} | {wins} | {cell['score']:+.2f} | {means} |")
+
+
+if __name__ == "__main__":
+    main()
