@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 ENVIRONMENTS: dict[str, str] = {
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
+    "SentimentMonitoring-v0": "llm_gym.tasks.sentiment:SentimentMonitoring",
     "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
+    "Translation-v0": "llm_gym.tasks.translation:Translation",
 }
 """Environment id to the task behind it, as `module:class`. A task's docstring is its documentation page."""
 

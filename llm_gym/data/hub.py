@@ -26,8 +26,8 @@ def is_hub_id(data: str) -> bool:
 def read_hub(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read all splits of a data set; nothing in it is executed.
 
-    A `split` column says where each row belongs. A data set without a test or validation split gives a tenth of its
-    training rows to each that it lacks, chosen by a hash of the row.
+    A `split` column says where each row belongs; numbered classes are given by their names. A data set without a test
+    or validation split gives a tenth of its training rows to each that it lacks, chosen by a hash of the row.
 
     Args:
         name: `owner/name`, `owner/name:config`, or a local folder of JSONL, CSV or Parquet files by split.
@@ -51,10 +51,24 @@ def read_hub(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             f"cannot load data set {name!r} ({type(error).__name__}: {what}); "
             "check its name and the network, or give a local file"
         ) from error
-    rows = [{**row, "split": SPLITS[split]} for split, part in found.items() if split in SPLITS for row in part]
+    rows = [
+        {**row, **_class_names(row, part.features), "split": SPLITS[split]}
+        for split, part in found.items()
+        if split in SPLITS
+        for row in part
+    ]
     if not any(row["split"] == "train" for row in rows):
         raise LLMGymError(f"data set {name!r} has splits {', '.join(found)}, but no 'train'; give a file instead")
     yield from enumerate(_completed(rows), 1)
+
+
+def _class_names(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    """Return the columns of `row` whose numbers the data set has names for, by name; -1 is a missing label."""
+    named = {column: row[column] for column, feature in features.items() if hasattr(feature, "int2str")}
+    return {
+        column: None if number is None or number < 0 else features[column].int2str(number)
+        for column, number in named.items()
+    }
 
 
 def _completed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,9 @@ LIST_COLUMNS = frozenset({"facts", "briefing"})
 OBJECT_COLUMNS = frozenset({"goals"})
 """Columns that hold a list of JSON objects; a column that is in neither of the two is a string."""
 
+CONSTANT = "="
+"""Before what stands for a column: not the name of the file's column, but the value of every row."""
+
 
 class Row(NamedTuple):
     """A row of a data file.
@@ -55,7 +58,9 @@ def load_examples(
             by split; None for the corpus bundled with the task.
         split: One of `train`, `validation`, `test`, `all`.
         task: Names the columns, and the bundled corpus.
-        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`.
+        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`. A dot
+            leads into an object, `{"source": "translation.de"}`; `{"languages": "=de-en"}` is a value for every row.
+            The task knows the columns of some data sets (`Task.public`); what is given here goes before.
 
     Returns:
         A dict for each example, in the file's order: `id` (a string, `row-<line>` where the row has none),
@@ -103,7 +108,8 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     Raises:
         LLMGymError: As for `load_examples`.
     """
-    path, columns = Path(path), dict(columns or {})
+    public = task.public.get(str(path))
+    path, columns = Path(path), {**(public.columns if public else {}), **(columns or {})}
     known = (*task.required, *task.optional, "id", "split")
     for name in columns:
         if name not in known:
@@ -111,16 +117,17 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"unknown column {name!r}: task {task.name!r} has {', '.join(known)}; "
                 f"write --columns {task.required[0]}=NAME"
             )
-    numbered = list(read_data(path))
+    numbered = [(number, _flat(raw)) for number, raw in read_data(path)]
     present = list(dict.fromkeys(name for _, raw in numbered for name in raw))
     for name in dict.fromkeys((*task.required, *columns)):
         column = columns.get(name, name)
-        if column not in present:
+        if column not in present and not column.startswith(CONSTANT):
             raise LLMGymError(
                 f"{path} has no column {column!r}, only {', '.join(map(repr, present)) or 'empty rows'}: "
                 f"name the right one with --columns {name}=NAME"
             )
-    return [Row(number, raw, _example(path, number, raw, task, columns)) for number, raw in numbered]
+    values = public.values if public else {}
+    return [Row(number, raw, _example(path, number, raw, task, columns, values)) for number, raw in numbered]
 
 
 def read_data(data: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -133,13 +140,33 @@ def read_data(data: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return read_rows(path)
 
 
-def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: Mapping[str, str]) -> dict[str, Any]:
+def _flat(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with the entries of its objects as columns too, under names with a dot.
+
+    >>> _flat({"id": 1, "translation": {"de": "Guten Tag."}})["translation.de"]
+    'Guten Tag.'
+    """
+    objects = {name: value for name, value in raw.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": value for name, found in objects.items() for key, value in found.items()}
+    return {**inner, **raw} if inner else raw
+
+
+def _example(
+    path: Path,
+    number: int,
+    raw: dict[str, Any],
+    task: Task,
+    columns: Mapping[str, str],
+    values: Mapping[str, Mapping[Any, str]],
+) -> dict[str, Any]:
     """Return the row under the task's names, its types checked."""
     example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
     for name in (*task.required, *task.optional):
         column = columns.get(name, name)
-        value = raw.get(column)
+        value = column.removeprefix(CONSTANT) if column.startswith(CONSTANT) else raw.get(column)
         where = f"{path}:{number}: column {column!r}"
+        if name in values and isinstance(value, str | int):
+            value = values[name].get(value, value)
         if not _absent(value):
             example[name] = _typed(name, where, path, value)
         elif name in task.required:

@@ -22,16 +22,27 @@ SCORERS: dict[str, str] = {
     "copying": "llm_gym.feedback.rules:Copying",
     "repetition": "llm_gym.feedback.rules:Repetition",
     "brevity": "llm_gym.feedback.rules:Brevity",
+    "length_ratio": "llm_gym.feedback.rules:LengthRatio",
     "complete": "llm_gym.feedback.rules:Complete",
     "goals": "llm_gym.feedback.rules:Goals",
     "tone": "llm_gym.feedback.zero_shot:Tone",
     "topic": "llm_gym.feedback.zero_shot:Topic",
     "judged_tone": "llm_gym.feedback.zero_shot:JudgedTone",
     "judged_topic": "llm_gym.feedback.zero_shot:JudgedTopic",
+    "answer_format": "llm_gym.feedback.monitoring:AnswerFormat",
+    "sentiment_label": "llm_gym.feedback.monitoring:SentimentLabel",
+    "alarm_cost": "llm_gym.feedback.monitoring:AlarmCost",
+    "reason_supported": "llm_gym.feedback.monitoring:ReasonSupported",
+    "reason_overlap": "llm_gym.feedback.monitoring:ReasonOverlap",
     "length": "llm_gym.feedback.rules:Length",
     "key_facts": "llm_gym.feedback.reference:KeyFacts",
     "chrf": "llm_gym.feedback.reference:ChrF",
     "reference_similarity": "llm_gym.feedback.reference:ReferenceSimilarity",
+    "bleu": "llm_gym.feedback.reference:Bleu",
+    "ter": "llm_gym.feedback.reference:Ter",
+    "sentiment_order": "llm_gym.feedback.monitoring:SentimentOrder",
+    "alarm_right": "llm_gym.feedback.monitoring:AlarmRight",
+    "reason_similarity": "llm_gym.feedback.monitoring:ReasonSimilarity",
 }
 """Scorer name to `module:class`. Another package's scorer is used by the same notation, `package.module:Class`."""
 
@@ -149,6 +160,6 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
 
 
 def _key(episode: Episode) -> tuple[Any, ...]:
-    facts = tuple(episode.example.get("facts") or ())
+    row = json.dumps(episode.example, sort_keys=True, default=str)  # a scorer may read any column of it
     before = tuple(turn["text"] for turn in episode.turns[:-1])
-    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, before, episode.over
+    return episode.source, episode.text, episode.finish_reason, episode.reference, row, before, episode.over

@@ -161,18 +161,21 @@ class Grounding(_Likelihood):
 class Coverage(Scorer):
     """How much the text helps to predict the source: log p(source | text) - log p(source), nats per source token.
 
-    It reads the whole source once for each text, which makes it the dearest of the likelihood scorers.
+    It reads the whole source once for each text, which makes it the dearest of the likelihood scorers. With a
+    `limit` the value is clipped to `[-limit, limit]`: a copy of the source predicts it best of all.
     """
 
-    def __init__(self, model: str = "smollm2-135m", prompt: str = REVERSE_PROMPT) -> None:
+    def __init__(self, model: str = "smollm2-135m", prompt: str = REVERSE_PROMPT, limit: float | None = None) -> None:
         if "{text}" not in prompt:
             raise LLMGymError(f"prompt={prompt!r} must contain '{{text}}', where the written text goes")
         if not prompt.replace("{text}", "").strip():
             raise LLMGymError(f"prompt={prompt!r} must say something besides '{{text}}', e.g. {REVERSE_PROMPT!r}")
-        self.lm, self.prompt = language_model(model), prompt
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+            raise LLMGymError(f"limit={limit!r} must be a positive number of nats, or None")
+        self.lm, self.prompt, self.limit = language_model(model), prompt, np.inf if limit is None else limit
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token of the source."""
         told: Any = self.lm([(self.prompt.replace("{text}", e.text), e.source) for e in episodes])
         untold = self.lm([(self.prompt.replace("{text}", ""), e.source) for e in episodes])
-        return [a - b for a, b in zip(told, untold, strict=True)]
+        return [float(np.clip(a - b, -self.limit, self.limit)) for a, b in zip(told, untold, strict=True)]

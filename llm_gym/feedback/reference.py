@@ -1,4 +1,7 @@
-"""Second judges: they compare the text with what a person wrote. Training feedback never uses them."""
+"""Second judges: they compare the text with what a person wrote.
+
+Training feedback uses them only where a task is `verifiable`: its reference is ground truth.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,33 @@ class ChrF(Scorer):
         metric = CHRF()
         pairs = zip(episodes, references(episodes), strict=True)
         return [metric.sentence_score(e.text, [reference]).score / 100 for e, reference in pairs]
+
+
+class Bleu(Scorer):
+    """Sentence BLEU of the text against the reference, 0 to 1 (Papineni et al. 2002, by sacrebleu).
+
+    Only word sequences as long as the text has any are counted.
+    """
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the scores."""
+        from sacrebleu.metrics import BLEU
+
+        metric = BLEU(effective_order=True)
+        pairs = zip(episodes, references(episodes), strict=True)
+        return [min(1.0, metric.sentence_score(e.text, [reference]).score / 100) for e, reference in pairs]
+
+
+class Ter(Scorer):
+    """1 - TER, the edits per word that make the text the reference; at least 0 (Snover et al. 2006, by sacrebleu)."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the scores."""
+        from sacrebleu.metrics import TER
+
+        metric = TER()
+        pairs = zip(episodes, references(episodes), strict=True)
+        return [max(0.0, 1 - metric.sentence_score(e.text, [reference]).score / 100) for e, reference in pairs]
 
 
 class ReferenceSimilarity(Scorer):

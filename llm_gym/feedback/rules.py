@@ -114,6 +114,23 @@ class Brevity(Scorer):
         return [max(0, self.words - len(words(e.text))) / self.words for e in episodes]
 
 
+class LengthRatio(Scorer):
+    """How far the text's number of words is from the source's: |log ratio| beyond `tolerance`, in nats.
+
+    0 within the tolerance; 0.6 allows 1.8 times as many words or as few. An empty text counts as one word.
+    """
+
+    def __init__(self, tolerance: float = 0.6) -> None:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < np.inf:
+            raise LLMGymError(f"tolerance={tolerance!r} must be a finite number of nats, 0 or more")
+        self.tolerance = tolerance
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return nats."""
+        counts = np.array([[max(1, len(words(text))) for text in (e.text, e.source)] for e in episodes])
+        return np.maximum(0, abs(np.log(counts[:, 0] / counts[:, 1])) - self.tolerance).tolist()
+
+
 class Complete(Scorer):
     """1 if the agent ended the text itself and with a full sentence, else 0."""
 

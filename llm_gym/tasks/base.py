@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
+
+
+class Public(NamedTuple):
+    """How a public data set's rows become a task's.
+
+    Attributes:
+        columns: The data set's name of a column by the task's, as for `--columns`.
+        values: For a column of the task, what the data set's values stand for, such as `{"label": {0: "negative"}}`.
+    """
+
+    columns: dict[str, str]
+    values: dict[str, dict[Any, str]] = {}
 
 
 class Task:
@@ -19,6 +31,8 @@ class Task:
         optional: Columns that a row may have.
         source_column: The column that the agent reads; a long one is cut to fit the prompt.
         reference_column: The column with a person's answer; only second judges read it.
+        verifiable: The reference is ground truth that training feedback may read.
+        public: Well-known data sets that fit the task, by the name that `data` takes.
         instruction: What the agent is asked to do; `{column}` stands for the row's value of that column.
         feedback: Default training feedback, a spec for `llm_gym.feedback.build`.
         judge: The second judge: a spec that may read the reference, and that training never sees.
@@ -34,6 +48,8 @@ class Task:
     optional: ClassVar[tuple[str, ...]] = ()
     source_column: ClassVar[str]
     reference_column: ClassVar[str | None] = None
+    verifiable: ClassVar[bool] = False
+    public: ClassVar[dict[str, Public]] = {}
     instruction: ClassVar[str]
     feedback: ClassVar[dict[str, Any]]
     judge: ClassVar[dict[str, Any]]
