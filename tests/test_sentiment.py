@@ -16,7 +16,7 @@ from llm_gym.data import load_examples
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.feedback.rules import words
-from llm_gym.tasks.sentiment import ALARMS, LABELS, REASON_WORDS, SentimentMonitoring, parse
+from llm_gym.tasks.sentiment import ALARMS, LABELS, REASON_WORDS, SHOWN, SentimentMonitoring, answer, parse
 
 TASK = SentimentMonitoring()
 ROW = {
@@ -39,8 +39,8 @@ def score(text: str, row: dict[str, Any] = ROW, feedback: Any = None) -> Any:
 
 @given(st.sampled_from(LABELS), st.sampled_from(sorted(ALARMS)), st.lists(st.from_regex(r"\A[a-z]{1,9}\Z"), min_size=1))
 def test_an_answer_in_the_format_is_read_back(label: str, alarm: str, reason: list[str]) -> None:
-    answer = parse(f"{label} | {ALARMS[alarm]} | {' '.join(reason)}")
-    assert answer == ((label, alarm, " ".join(reason)) if len(reason) <= REASON_WORDS else None)
+    read = parse(answer(label, alarm, " ".join(reason)))
+    assert read == ((label, alarm, " ".join(reason)) if len(reason) <= REASON_WORDS else None)
 
 
 @given(st.text(max_size=80) | st.text("negativ |\nalrmo", max_size=40))
@@ -71,6 +71,15 @@ def test_any_text_is_read_or_refused_and_what_is_refused_gets_the_least(text: st
 )
 def test_what_is_not_exactly_in_the_format_is_refused(text: str) -> None:
     assert parse(text) is None and score(text).value == -4.0
+
+
+def test_the_examples_in_the_prompt_are_in_the_format_and_not_in_the_corpus() -> None:
+    known = {example["news"] for example in load_examples(None, "all", TASK)}
+    for news, *parts in SHOWN:
+        assert parse(answer(*parts)) == tuple(parts) and parts[-1] in news and news not in known
+    messages = TASK.messages("Judge.", ROW["news"], ROW)
+    assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * len(SHOWN), "user"]
+    assert messages[-1]["content"] == ROW["news"] and ROW["news"] in TASK.plain("Judge.", ROW["news"], ROW)
 
 
 # --- the scorers --------------------------------------------------------------------------------------------
@@ -201,8 +210,8 @@ def test_no_constant_answer_comes_near_the_reference_and_always_raising_the_alar
     feedback = build(TASK.feedback)
     examples = load_examples(None, "all", TASK)
 
-    def mean(answer: Any) -> float:
-        scores = feedback([TASK.episode(e, answer(e)) for e in examples])
+    def mean(write: Any) -> float:
+        scores = feedback([TASK.episode(e, write(e)) for e in examples])
         return sum(s.value for s in scores) / len(scores)
 
     constant = max(

@@ -27,6 +27,19 @@ class Answer(NamedTuple):
     reason: str
 
 
+SHOWN = (
+    (
+        "The plant on Weir Road leaked chlorine at noon, and nobody has warned the school.",
+        "negative",
+        "yes",
+        "leaked chlorine",
+    ),
+    ("Boatbuilder Hale will show its new dinghy at the fair in May.", "neutral", "no", "will show its new dinghy"),
+    ("Profit at the tea merchant Osk rose by half.", "positive", "no", "rose by half"),
+    ("Sales of umbrellas at Drizzle and Co fell again, as the summer was dry.", "negative", "no", "fell again"),
+)
+"""Examples in the prompt, without which a small model hardly ever hits the format."""
+
 FORMAT = re.compile(r"(negative|neutral|positive) \| (no alarm|alarm) \| ([^|\n\r]*\w[^|\n\r]*)")
 
 
@@ -41,6 +54,15 @@ def parse(text: str) -> Answer | None:
     if match is None or len(match[3].split()) > REASON_WORDS:
         return None
     return Answer(match[1], "yes" if match[2] == ALARMS["yes"] else "no", match[3].strip())
+
+
+def answer(label: str, alarm: str, reason: str) -> str:
+    """Return the line that says this; `parse` reads it back.
+
+    >>> answer("negative", "yes", "the plant leaked chlorine")
+    'negative | alarm | the plant leaked chlorine'
+    """
+    return f"{label} | {ALARMS[alarm]} | {reason}"
 
 
 class SentimentMonitoring(Task):
@@ -68,7 +90,8 @@ class SentimentMonitoring(Task):
 
     ## Starting State
     The prompt: the instruction with the format, and a piece of news drawn from the split, or the one that
-    `reset(options={"example": id})` names.
+    `reset(options={"example": id})` names. Four worked examples, which are not in the corpus, go before it as turns of
+    the chat.
 
     ## Rewards
     0 until the text ends, then the feedback's value. **Training reads the annotation here**: the task is verifiable,
@@ -121,8 +144,7 @@ class SentimentMonitoring(Task):
     }
     instruction = (
         "Is this news positive, neutral or negative, must someone act right now, and which words of the news tell? "
-        "Answer in one line of three parts, like: negative | alarm | the plant leaked chlorine, "
-        "or: positive | no alarm | profit rose by half."
+        "Answer in one line of three parts: label | alarm or no alarm | words of the news."
     )
     feedback = {
         "answer_format": {"weight": 1.0},
@@ -137,7 +159,7 @@ class SentimentMonitoring(Task):
         "reason_similarity": {"weight": 1 / 4},
         "chrf": {"weight": 1 / 4},
     }
-    max_prompt_tokens = 192
+    max_prompt_tokens = 320
     max_new_tokens = 32
 
     def check(self, example: dict[str, Any]) -> str | None:
@@ -150,8 +172,20 @@ class SentimentMonitoring(Task):
             return f"reason={reason[:40]!r} must stand in the news, word for word"
         return None
 
+    def messages(self, instruction: str, source: str, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the chat that opens an episode: the instruction, worked examples, and the news."""
+        turns = [{"role": "system", "content": instruction}]
+        for news, *parts in SHOWN:
+            turns += [{"role": "user", "content": news}, {"role": "assistant", "content": answer(*parts)}]
+        return [*turns, {"role": "user", "content": source}]
+
+    def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
+        """Return the prompt for a base model that has no chat template."""
+        shown = [f"News: {news}\nAnswer: {answer(*parts)}" for news, *parts in SHOWN]
+        return "\n\n".join([instruction, *shown, f"News: {source}\nAnswer:"])
+
     def reference(self, example: dict[str, Any]) -> str | None:
         """Return the annotation as an answer, or None if the row lacks a part of it."""
         if "alarm" not in example or "reason" not in example:
             return None
-        return f"{example['label']} | {ALARMS[example['alarm']]} | {example['reason']}"
+        return answer(example["label"], example["alarm"], example["reason"])
