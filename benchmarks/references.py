@@ -32,6 +32,7 @@ CONSTANT = {
     },
     "Translation-v0": {
         "source three times": "{source} {source} {source}",
+        "half translated": "{half} {source half}",
         "first half of the reference": "{half}",
         "reference three times": "{reference} {reference} {reference}",
         "reference and source": "{reference} {source}",
@@ -52,6 +53,7 @@ def tricks(env_id: str, task: Task, rows: list[dict[str, Any]], i: int) -> dict[
         "source": task.source(row),
         "reference": reference,
         "half": " ".join(reference.split()[: len(reference.split()) // 2]),
+        "source half": " ".join(task.source(row).split()[len(task.source(row).split()) // 2 :]),
         "scrambled": " ".join(rng.permutation(reference.split())),
         "first words": " ".join(task.source(row).split()[:8]),
         "label": reference.split(" | ")[0],

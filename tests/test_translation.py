@@ -99,6 +99,12 @@ def test_coverage_is_clipped_to_its_limit(tiny_model: str) -> None:
     assert clipped == [pytest.approx(min(0.001, max(-0.001, value)), abs=2e-6) for value in free]
 
 
+def test_a_word_left_as_it_is_earns_no_coverage(tiny_model: str) -> None:
+    feedback = {"coverage": {"model": tiny_model, "own_words": True}}
+    assert score("The ferry was delayed, by fog", feedback) == score(ROW["source"], feedback) == 0
+    assert score("The ferry hatte Nebel", feedback) == score("hatte Nebel", feedback) != 0
+
+
 @pytest.mark.parametrize("scorer", ["bleu", "ter", "chrf"])
 def test_measures_against_the_reference_rank_by_closeness_and_stay_within_bounds(scorer: str) -> None:
     texts = [ROW["target"], ROW["target"].replace("Insel", "Küste"), "Die Fähre hatte Verspätung.", "Guten Tag!", ""]

@@ -25,6 +25,8 @@ LANGUAGES = {
 }
 """Name of a language by its ISO 639-1 code."""
 
+COVERAGE = "Translation: {text}\n\nText:\n"
+
 
 class Translation(Task):
     """Translate a sentence or two from English, German or French.
@@ -53,8 +55,8 @@ class Translation(Task):
     ## Rewards
     0 until the text ends, then the feedback's value. **Training reads the reference here**: the task is verifiable,
     and chrF against the translation is the ground truth that feedback begins with. By default a weighted sum: chrF, how
-    much the text helps a language model to predict the source (adequacy, up to a limit), whether it is complete, less a
-    length far from the source's, copying the source, and repetition.
+    much the text's own words help a language model to predict the source (adequacy, up to a limit), whether it is
+    complete, less a length far from the source's, copying the source, and repetition.
 
     ## Episode End
     Terminated when the agent emits a stop token (`finish_reason` `stop`) or has written `max_new_tokens` (`length`).
@@ -97,7 +99,7 @@ class Translation(Task):
     instruction = "Translate this text from {from} into {into}. Write only the translation."
     feedback = {
         "chrf": {"weight": 10.0},
-        "coverage": {"weight": 1.0, "prompt": "Translation: {text}\n\nText:\n", "limit": 1.0},
+        "coverage": {"weight": 1.0, "prompt": COVERAGE, "limit": 1.0, "own_words": True},
         "complete": {"weight": 1.0},
         "length_ratio": {"weight": -2.0},
         "copying": {"weight": -1.0},
