@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,45 +21,10 @@ import numpy as np
 from agents.evaluate import make_envs
 from agents.reference import ReferenceAgent
 from agents.rollout import play
-from llm_gym.feedback.answers import ABSTENTION
-from llm_gym.feedback.coherence import sentences
 from llm_gym.registration import find_task
+from reference_tricks import TRICKS, Row
 
-Row = dict[str, Any]
 Writer = Callable[[int], str | None]
-
-
-def story_tricks(row: Row) -> dict[str, str]:
-    """Return ways to write no story."""
-    named = f"There were a {row['elements'][0]}, a {row['elements'][1]} and a {row['elements'][2]}."
-    generic = "It was a strange day. Nobody knew what to do. Then everything changed. In the end they were all happy."
-    first = sentences(row["story"])[0]
-    return {
-        "elements listed": ", ".join(row["elements"]) + ".",
-        "elements listed, over and over": " ".join([f"{', '.join(row['elements'])}."] * 8),
-        "premise and elements": f"{row['premise']} {named}",
-        "elements, then platitudes": f"{named} {generic} {generic.replace('day', 'time')}",
-        "first sentence, over and over": " ".join([first] * 6),
-        "the story without its end": " ".join(row["story"].split()[:40]),
-        "the story, sentences shuffled": " ".join(np.random.default_rng(7).permutation(sentences(row["story"]))),
-    }
-
-
-def question_tricks(row: Row) -> dict[str, str]:
-    """Return ways to answer without reading."""
-    names = re.findall(r"(?<![.!?] )(?<!^)\b[A-Z]\w+(?: [A-Z]\w+)*|\d[\d,.:]*\d", row["context"])
-    return {
-        "always abstaining": ABSTENTION,
-        "passage copied": row["context"],
-        "first sentence": sentences(row["context"])[0],
-        "first name or number": next(iter(names), row["context"].split()[0]),
-        "question echoed": row["question"],
-        "reference in a sentence": f"The answer to the question is {next(iter(row['answers']), ABSTENTION)}.",
-        "answer, then abstention": f"{next(iter(row['answers']), row['context'].split()[0])}, or {ABSTENTION}",
-    }
-
-
-TRICKS: dict[str, Callable[[Row], dict[str, str]]] = {"story": story_tricks, "question_answering": question_tricks}
 
 
 class Writes(ReferenceAgent):

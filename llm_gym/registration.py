@@ -17,8 +17,10 @@ ENVIRONMENTS: dict[str, str] = {
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
     "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",
     "Story-v0": "llm_gym.tasks.story:Story",
+    "SentimentMonitoring-v0": "llm_gym.tasks.sentiment:SentimentMonitoring",
     "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
+    "Translation-v0": "llm_gym.tasks.translation:Translation",
 }
 """Environment id to the task behind it, as `module:class`. A task's docstring is its documentation page."""
 

@@ -14,7 +14,9 @@ from llm_gym.data import load_examples
 from llm_gym.data.hub import is_hub_id
 from llm_gym.errors import LLMGymError
 from llm_gym.registration import find_task
+from llm_gym.tasks.sentiment import SentimentMonitoring
 from llm_gym.tasks.summary import TextSummary
+from llm_gym.tasks.translation import Translation
 
 TASK = TextSummary()
 
@@ -171,3 +173,69 @@ def test_a_field_of_a_nested_column_that_is_not_there_is_an_error(tmp_path) -> N
     with pytest.raises(LLMGymError, match="no column 'replies.text'"):
         load_examples(path, "all", task, {"answers": "replies.text"})
     assert load_examples(path, "all", task, {"answers": "answers.text"})[0]["answers"] == ["at 0", "0"]
+
+
+# --- public data sets that a task knows ----------------------------------------------------------------------
+
+
+def stand_in(folder: Path, name: str, config: str, features: Any, **splits: list[dict[str, Any]]) -> None:
+    """Write Parquet files laid out, described and typed like the hub's copy of a data set."""
+    import datasets
+
+    root = folder / name / config
+    root.mkdir(parents=True)
+    for split, rows in splits.items():
+        datasets.Dataset.from_list(rows, features=features).to_parquet(root / f"{split}.parquet")
+    card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n"
+    card += "".join(f"  - split: {split}\n    path: {config}/{split}.parquet\n" for split in splits)
+    (folder / name / "README.md").write_text(card + "---\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "pair"),
+    [("wmt/wmt14:de-en", ("de", "en")), ("Helsinki-NLP/opus_books:en-fr", ("en", "fr"))],
+)
+def test_translation_knows_the_columns_of_wmt_and_opus(
+    data: str, pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    name, _, config = data.partition(":")
+    features = datasets.Features({"translation": datasets.Translation(languages=pair)})
+    rows = [{"translation": {code: f"{code} sentence {i}." for code in pair}} for i in range(20)]
+    stand_in(tmp_path, name, config, features, train=rows)
+    monkeypatch.chdir(tmp_path)
+    examples = [e for split in ("train", "validation", "test") for e in load_examples(data, split, Translation())]
+    assert len(examples) == 20 and {e["languages"] for e in examples} == {config}
+    assert all(e["source"].startswith(pair[0]) and e["target"].startswith(pair[1]) for e in examples)
+    other = {
+        "source": f"translation.{pair[1]}",
+        "target": f"translation.{pair[0]}",
+        "languages": f"={pair[1]}-{pair[0]}",
+    }
+    turned = load_examples(data, "train", Translation(), other)
+    assert all(e["source"].startswith(pair[1]) and e["languages"] == f"{pair[1]}-{pair[0]}" for e in turned)
+
+
+def test_sentiment_knows_the_columns_and_labels_of_two_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    names = ["negative", "neutral", "positive"]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    rows = [{"text": f"Post {i}.", "label": i % 3} for i in range(6)]
+    stand_in(tmp_path, "cardiffnlp/tweet_eval", "sentiment", features, train=rows, validation=rows[:1], test=rows[:2])
+    examples = load_examples("cardiffnlp/tweet_eval:sentiment", "train", SentimentMonitoring())
+    assert [(e["news"], e["label"]) for e in examples] == [(f"Post {i}.", names[i % 3]) for i in range(6)]
+
+    folder = tmp_path / "zeroshot" / "twitter-financial-news-sentiment"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        lines = [f'"{split}: shares move, again {i}",{i % 3}\n' for i in range(12)]
+        (folder / f"{split}.csv").write_text("text,label\n" + "".join(lines))
+    examples = load_examples("zeroshot/twitter-financial-news-sentiment", "all", SentimentMonitoring())
+    assert {e["news"][-2:].strip(): e["label"] for e in examples if "again 0" in e["news"]}["0"] == "negative"
+    assert [e["label"] for e in examples[:3]] == ["negative", "positive", "neutral"] and len(examples) == 24
+    assert all("alarm" not in e and "reason" not in e for e in examples)  # neither data set has them

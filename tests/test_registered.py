@@ -84,7 +84,7 @@ def test_the_second_judge_rates_a_reference_highest_and_training_reads_it_only_w
     task = find_task(env_id)
     envs = make_envs(env_id, 1, "test", SMALL)
     example = envs.examples[0]
-    judge = build({name: part for name, part in task.judge.items() if name != "reference_similarity"})
+    judge = build({name: part for name, part in task.judge.items() if not name.endswith("similarity")})
     texts = [task.reference(example), "Something else altogether was said.", ""]
     scores = [judge([task.episode(example, text)])[0].value for text in texts]
     assert scores[0] > scores[1] >= scores[2]

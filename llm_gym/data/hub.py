@@ -19,11 +19,13 @@ class HubData(NamedTuple):
 
     Attributes:
         name: `owner/name` or `owner/name:config`.
-        columns: Its name of a column by the task's name of it, where they differ.
+        columns: Its name of a column by the task's name of it, where they differ, as for `--columns`.
+        values: For a column of the task, what the data set's values stand for, such as `{"label": {0: "negative"}}`.
     """
 
     name: str
     columns: dict[str, str]
+    values: dict[str, dict[Any, str]] = {}
 
 
 def is_hub_id(data: str) -> bool:
@@ -38,8 +40,9 @@ def is_hub_id(data: str) -> bool:
 def read_hub(name: str, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read all splits of a data set; nothing in it is executed.
 
-    A `split` column says where each row belongs. A data set without a test or validation split gives a tenth of its
-    training rows to each that it lacks, chosen by a hash of the row, or of its value of the column `group`.
+    A `split` column says where each row belongs; numbered classes are given by their names. A data set without a test
+    or validation split gives a tenth of its training rows to each that it lacks, chosen by a hash of the row, or of its
+    value of the column `group`.
 
     Args:
         name: `owner/name`, `owner/name:config`, or a local folder of JSONL, CSV or Parquet files by split.
@@ -64,10 +67,24 @@ def read_hub(name: str, group: str | None = None) -> Iterator[tuple[int, dict[st
             f"cannot load data set {name!r} ({type(error).__name__}: {what}); "
             "check its name and the network, or give a local file"
         ) from error
-    rows = [{**row, "split": SPLITS[split]} for split, part in found.items() if split in SPLITS for row in part]
+    rows = [
+        {**row, **_class_names(row, part.features), "split": SPLITS[split]}
+        for split, part in found.items()
+        if split in SPLITS
+        for row in part
+    ]
     if not any(row["split"] == "train" for row in rows):
         raise LLMGymError(f"data set {name!r} has splits {', '.join(found)}, but no 'train'; give a file instead")
     yield from enumerate(_completed(rows, group), 1)
+
+
+def _class_names(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    """Return the columns of `row` whose numbers the data set has names for, by name; -1 is a missing label."""
+    named = {column: row[column] for column, feature in features.items() if hasattr(feature, "int2str")}
+    return {
+        column: None if number is None or number < 0 else features[column].int2str(number)
+        for column, number in named.items()
+    }
 
 
 def _completed(rows: list[dict[str, Any]], group: str | None) -> list[dict[str, Any]]:
@@ -76,7 +93,7 @@ def _completed(rows: list[dict[str, Any]], group: str | None) -> list[dict[str, 
     groups: dict[bytes, list[dict[str, Any]]] = {}
     for row in rows:
         if row["split"] == "train":
-            groups.setdefault(_digest(row if group is None else row.get(group)), []).append(row)
+            groups.setdefault(_digest(row.get(group, row)), []).append(row)
     share = max(1, sum(map(len, groups.values())) // 10)
     order = iter(sorted(groups))
     for split in missing:

@@ -25,6 +25,9 @@ MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
 OBJECT_COLUMNS = frozenset({"goals"})
 """Columns that hold a list of JSON objects; a column that is in neither of the two is a string."""
 
+CONSTANT = "="
+"""Before what stands for a column: not the name of the file's column, but the value of every row."""
+
 
 class Row(NamedTuple):
     """A row of a data file.
@@ -57,8 +60,9 @@ def load_examples(
             by split, or a short name of the task's `public` data sets; None for the corpus bundled with the task.
         split: One of `train`, `validation`, `test`, `all`.
         task: Names the columns, and the bundled corpus.
-        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`;
-            `answers.text` is the field `text` of objects in the column `answers`.
+        columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`. A dot
+            leads into an object, `{"source": "translation.de"}`; `{"languages": "=de-en"}` is a value for every row.
+            The task knows the columns of its `public` data sets; what is given here goes before.
 
     Returns:
         A dict for each example, in the file's order: `id` (a string, `row-<line>` where the row has none),
@@ -75,7 +79,7 @@ def load_examples(
             raise LLMGymError(f"task {task.name!r} has no corpus {task.corpus!r}: pass data='FILE.jsonl'")
         with as_file(resource) as path:
             return load_examples(path, split, task, columns)
-    data, columns = _resolved(data, task, columns)
+    data, columns, _ = _resolved(data, task, columns)
     path = Path(data)
     rows = read_examples(data, task, columns)
     _check_unique(path, rows)
@@ -107,7 +111,7 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     Raises:
         LLMGymError: As for `load_examples`.
     """
-    data, columns = _resolved(path, task, columns)
+    data, columns, values = _resolved(path, task, columns)
     path = Path(data)
     known = (*task.required, *task.optional, "id", "split")
     for name in columns:
@@ -116,24 +120,28 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"unknown column {name!r}: task {task.name!r} has {', '.join(known)}; "
                 f"write --columns {task.required[0]}=NAME"
             )
-    numbered = list(read_data(path, columns.get(task.required[0], task.required[0])))
+    group = columns.get(task.required[0], task.required[0])
+    numbered = [(number, _flat(raw)) for number, raw in read_data(path, group)]
     present = list(dict.fromkeys(name for _, raw in numbered for name in raw))
     for name in dict.fromkeys((*task.required, *columns)):
         column = columns.get(name, name)
-        if column not in present and column.partition(".")[0] not in present:
+        if column not in present and not column.startswith(CONSTANT):
             raise LLMGymError(
                 f"{path} has no column {column!r}, only {', '.join(map(repr, present)) or 'empty rows'}: "
                 f"name the right one with --columns {name}=NAME"
             )
-    return [Row(number, raw, _example(path, number, raw, task, columns)) for number, raw in numbered]
+    return [Row(number, raw, _example(path, number, raw, task, columns, values)) for number, raw in numbered]
 
 
-def _resolved(data: str | Path, task: Task, columns: Mapping[str, str] | None) -> tuple[str | Path, dict[str, str]]:
-    """Return the hub's name and the columns of a data set's short name; a file of that name goes first."""
-    known = task.public.get(str(data))
-    if known is None or os.path.exists(data):
-        return data, dict(columns or {})
-    return known.name, {**known.columns, **(columns or {})}
+def _resolved(
+    data: str | Path, task: Task, columns: Mapping[str, str] | None
+) -> tuple[str | Path, dict[str, str], Mapping[str, Mapping[Any, str]]]:
+    """Return name, columns and values of a data set that the task may know; a file of its short name goes first."""
+    known = None if os.path.exists(data) else task.public.get(str(data))
+    known = known or next((public for public in task.public.values() if public.name == str(data)), None)
+    if known is None:
+        return data, dict(columns or {}), {}
+    return known.name, {**known.columns, **(columns or {})}, known.values
 
 
 def read_data(data: str | Path, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -149,13 +157,33 @@ def read_data(data: str | Path, group: str | None = None) -> Iterator[tuple[int,
     return read_rows(path)
 
 
-def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: Mapping[str, str]) -> dict[str, Any]:
+def _flat(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with the entries of its objects as columns too, under names with a dot.
+
+    >>> _flat({"id": 1, "translation": {"de": "Guten Tag."}})["translation.de"]
+    'Guten Tag.'
+    """
+    objects = {name: value for name, value in raw.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": value for name, found in objects.items() for key, value in found.items()}
+    return {**inner, **raw} if inner else raw
+
+
+def _example(
+    path: Path,
+    number: int,
+    raw: dict[str, Any],
+    task: Task,
+    columns: Mapping[str, str],
+    values: Mapping[str, Mapping[Any, str]],
+) -> dict[str, Any]:
     """Return the row under the task's names, its types checked."""
     example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
     for name in (*task.required, *task.optional):
         column = columns.get(name, name)
-        value = _value(raw, column)
+        value = column.removeprefix(CONSTANT) if column.startswith(CONSTANT) else raw.get(column)
         where = f"{path}:{number}: column {column!r}"
+        if name in values and isinstance(value, str | int):
+            value = values[name].get(value, value)
         if not _absent(value) or (value == [] and name in MAYBE_EMPTY_COLUMNS):
             example[name] = _typed(name, where, path, value)
         elif name in task.required:
@@ -164,16 +192,6 @@ def _example(path: Path, number: int, raw: dict[str, Any], task: Task, columns: 
     if wrong := task.check(example):
         raise LLMGymError(f"{path}:{number}: {wrong}; mend the row")
     return example
-
-
-def _value(raw: dict[str, Any], column: str) -> Any:
-    """Return a row's value of a column, which may be a field of an object, or None."""
-    if column in raw:
-        return raw[column]
-    value: Any = raw
-    for field in column.split("."):
-        value = value.get(field) if isinstance(value, dict) else None
-    return value
 
 
 def _typed(name: str, where: str, path: Path, value: Any) -> Any:

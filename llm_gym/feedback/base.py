@@ -42,7 +42,8 @@ class Scorer(ABC):
     when it cannot judge, or abstains where it was told to: a failure is never turned into a number.
 
     Attributes:
-        reads_reference: Whether it compares with what a person wrote: for second judges, never for training feedback.
+        reads_reference: Whether it compares with what a person wrote: for second judges, and for training feedback only
+            where a task is `verifiable`.
     """
 
     reads_reference: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,20 +11,10 @@ from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.likelihood import language_model
 from llm_gym.feedback.reference import FUNCTION_WORDS
-from llm_gym.feedback.rules import words
+from llm_gym.feedback.rules import sentences, words
 
 NOTHING_SAID = "One day something happened."
 """A sentence that says nothing: what could follow it as well follows from nothing in particular."""
-
-
-def sentences(text: str) -> list[str]:
-    """Return the sentences of a text.
-
-    >>> sentences('"Is it late?" she asked. It was. "Go home!" He went.')
-    ['"Is it late?" she asked.', 'It was.', '"Go home!"', 'He went.']
-    """
-    ends = r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W_a-z])"
-    return [sentence for sentence in re.split(ends, text.strip()) if words(sentence)]
 
 
 class Coherence(Scorer):

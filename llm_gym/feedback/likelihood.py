@@ -12,6 +12,7 @@ from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
+from llm_gym.feedback.rules import WORD, words
 
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
@@ -162,21 +163,52 @@ class Grounding(_Likelihood):
         return [float(np.clip(next(gains), -self.limit, self.limit)) if e.text.strip() else 0.0 for e in episodes]
 
 
+def own_words(text: str, source: str) -> str:
+    """Return `text` without the words that stand in `source`.
+
+    >>> own_words("The interpreter zögerte, denn", "The interpreter hesitated.")
+    'zögerte, denn'
+    """
+    borrowed = set(words(source))
+    kept = re.sub(WORD, lambda word: "" if word[0].lower() in borrowed else word[0], text)
+    return " ".join(kept.split()) if words(kept) else ""
+
+
 class Coverage(Scorer):
     """How much the text helps to predict the source: log p(source | text) - log p(source), nats per source token.
 
-    It reads the whole source once for each text, which makes it the dearest of the likelihood scorers.
+    It reads the whole source once for each text, which makes it the dearest of the likelihood scorers. A copy of
+    the source predicts it best of all, and a few of its words do much; hence the options.
+
+    Args:
+        model: Name of a causal language model.
+        prompt: `{text}` in it stands for the text; the source follows.
+        limit: The value is clipped to `[-limit, limit]`.
+        own_words: Take the words that stand in the source out of the text first, as for a translation: to leave a word
+            as it is is not to translate it.
     """
 
-    def __init__(self, model: str = "smollm2-135m", prompt: str = REVERSE_PROMPT) -> None:
+    def __init__(
+        self,
+        model: str = "smollm2-135m",
+        prompt: str = REVERSE_PROMPT,
+        limit: float | None = None,
+        own_words: bool = False,
+    ) -> None:
         if "{text}" not in prompt:
             raise LLMGymError(f"prompt={prompt!r} must contain '{{text}}', where the written text goes")
         if not prompt.replace("{text}", "").strip():
             raise LLMGymError(f"prompt={prompt!r} must say something besides '{{text}}', e.g. {REVERSE_PROMPT!r}")
-        self.lm, self.prompt = language_model(model), prompt
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+            raise LLMGymError(f"limit={limit!r} must be a positive number of nats, or None")
+        self.lm, self.prompt, self.own_words = language_model(model), prompt, own_words
+        self.limit = np.inf if limit is None else limit
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token of the source."""
-        told: Any = self.lm([(self.prompt.replace("{text}", e.text), e.source) for e in episodes])
+        texts = [own_words(e.text, e.source) if self.own_words else e.text for e in episodes]
+        told: Any = self.lm(
+            [(self.prompt.replace("{text}", t), e.source) for t, e in zip(texts, episodes, strict=True)]
+        )
         untold = self.lm([(self.prompt.replace("{text}", ""), e.source) for e in episodes])
-        return [a - b for a, b in zip(told, untold, strict=True)]
+        return [float(np.clip(a - b, -self.limit, self.limit)) for a, b in zip(told, untold, strict=True)]

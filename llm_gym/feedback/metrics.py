@@ -91,6 +91,20 @@ class Bleu(Scorer):
         return [metric.sentence_score(e.text, [reference]).score / 100 for e, reference in pairs]
 
 
+class Ter(Scorer):
+    """1 - TER, the edits per word that make the text the reference; at least 0 (Snover et al. 2006, by sacrebleu)."""
+
+    reads_reference = True
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the scores."""
+        from sacrebleu.metrics import TER
+
+        metric = TER()
+        pairs = zip(episodes, references(episodes), strict=True)
+        return [max(0.0, 1 - metric.sentence_score(e.text, [reference]).score / 100) for e, reference in pairs]
+
+
 def normalised(text: str) -> str:
     """Return an answer as SQuAD compares it: lower case, no punctuation, no articles, single spaces.
 

@@ -1,4 +1,7 @@
-"""Second judges: they compare the text with what a person wrote. Training feedback never uses them."""
+"""Second judges: they compare the text with what a person wrote.
+
+Training feedback uses them only where a task is `verifiable`: its reference is ground truth.
+"""
 
 from __future__ import annotations
 

@@ -25,12 +25,15 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    r"""Return the sentences of `text`: what ends with `.`, `!` or `?` before white space, or with the line.
+    r"""Return the sentences of `text`: they end with `.`, `!` or `?` before what can begin one, or with the line.
 
+    >>> sentences('"Is it late?" she asked. It was. "Go home!" He went.')
+    ['"Is it late?" she asked.', 'It was.', '"Go home!"', 'He went.']
     >>> sentences("Rain fell. Why? 3.5 inches\\nBob: no")
     ['Rain fell.', 'Why?', '3.5 inches', 'Bob: no']
     """
-    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+    ends = r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W_a-z])"
+    return [part for line in text.splitlines() for part in re.split(ends, line.strip()) if words(part)]
 
 
 def occurrences(text: str, phrase: str) -> int:
@@ -130,6 +133,23 @@ class Brevity(Scorer):
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the missing share."""
         return [max(0, self.words - len(words(e.text))) / self.words for e in episodes]
+
+
+class LengthRatio(Scorer):
+    """How far the text's number of words is from the source's: |log ratio| beyond `tolerance`, in nats.
+
+    0 within the tolerance; 0.6 allows 1.8 times as many words or as few. An empty text counts as one word.
+    """
+
+    def __init__(self, tolerance: float = 0.6) -> None:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < np.inf:
+            raise LLMGymError(f"tolerance={tolerance!r} must be a finite number of nats, 0 or more")
+        self.tolerance = tolerance
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return nats."""
+        counts = np.array([[max(1, len(words(text))) for text in (e.text, e.source)] for e in episodes])
+        return np.maximum(0, abs(np.log(counts[:, 0] / counts[:, 1])) - self.tolerance).tolist()
 
 
 class Complete(Scorer):

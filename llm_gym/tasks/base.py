@@ -25,7 +25,7 @@ class Task:
         judge: The second judge: a spec that may read the reference, and that training never sees.
         verifiable: Whether the data's answers are a checkable ground truth, which training may read (reinforcement
             learning with verifiable reward). Where they are a person's free text, it must not.
-        public: Well-known data sets by short name, which `data` takes.
+        public: Well-known data sets by a short name; `data` takes that, or the hub's.
         max_prompt_tokens: Default longest prompt.
         max_new_tokens: Default cap of a turn.
         max_turns: The most turns an agent can have; more than one makes the task a conversation.
