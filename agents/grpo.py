@@ -24,7 +24,7 @@ from agents.rollout import play
 from agents.vec_env import GymVecEnv
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.models.packing import Packed, Segment, pack
+from llm_gym.models.packing import Segment, pack, packed_tokens
 
 
 class GRPO(BaseAlgorithm):
@@ -183,24 +183,20 @@ class GRPO(BaseAlgorithm):
         self.logger.record("train/grad_norm", norm.item())
 
     def _passes(self, advantages: list[torch.Tensor]) -> list[dict[str, Any]]:
-        """Cut the batch into packed passes of at most `tokens_per_pass`, groups whole, with their references."""
+        """Cut the batch into packed passes of at most `tokens_per_pass`, with their references."""
+        segments = [Segment(e.prompt_ids, e.response_ids, e.agent_mask) for e in self.episodes]
         passes: list[dict[str, Any]] = []
         members: list[int] = []
-        for start in range(0, len(self.episodes), self.group_size):
-            group = list(range(start, start + self.group_size))
-            if members and self._pack(members + group).tokens > self.tokens_per_pass:
-                passes.append(self._pass(members, advantages))
+        for i in range(len(segments)):
+            if members and packed_tokens([segments[k] for k in (*members, i)]) > self.tokens_per_pass:
+                passes.append(self._pass(members, segments, advantages))
                 members = []
-            members += group
-        return [*passes, self._pass(members, advantages)]
+            members.append(i)
+        return [*passes, self._pass(members, segments, advantages)]
 
-    def _pack(self, members: list[int]) -> Packed:
+    def _pass(self, members: list[int], segments: list[Segment], advantages: list[torch.Tensor]) -> dict[str, Any]:
         episodes = [self.episodes[i] for i in members]
-        return pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask) for e in episodes])
-
-    def _pass(self, members: list[int], advantages: list[torch.Tensor]) -> dict[str, Any]:
-        episodes = [self.episodes[i] for i in members]
-        packed = self._pack(members).to(self.device)
+        packed = pack([segments[i] for i in members]).to(self.device)
         old = torch.from_numpy(np.concatenate([e.log_probs[e.agent_mask] for e in episodes]))  # type: ignore[index]
         reference = None
         if self.kl_coef:

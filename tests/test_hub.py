@@ -168,7 +168,7 @@ def test_a_field_of_a_nested_column_that_is_not_there_is_an_error(tmp_path) -> N
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(PUBLIC["squad"][1][0]) + "\n")
     task = find_task("QuestionAnswering-v0")
-    with pytest.raises(LLMGymError, match="column 'answers.texts' is"):
+    with pytest.raises(LLMGymError, match="has no column 'answers.texts', only 'answers.text'"):
         load_examples(path, "all", task, {"answers": "answers.texts"})
     with pytest.raises(LLMGymError, match="no column 'replies.text'"):
         load_examples(path, "all", task, {"answers": "replies.text"})

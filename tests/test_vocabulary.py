@@ -143,7 +143,7 @@ def test_a_format_that_takes_too_long_over_a_text_is_an_error(monkeypatch):
 
 
 def test_sentences_end_with_a_mark_or_a_line():
-    assert sentences('He said "No!" Then 3.5 m.\n\n- left') == ['He said "No!" Then 3.5 m.', "- left"]
+    assert sentences('He said "No!" Then 3.5 m.\n\n- left') == ['He said "No!"', "Then 3.5 m.", "- left"]
     assert sentences(" \n ") == []
 
 

@@ -29,7 +29,7 @@ def sentences(text: str) -> list[str]:
 
     >>> sentences('"Is it late?" she asked. It was. "Go home!" He went.')
     ['"Is it late?" she asked.', 'It was.', '"Go home!"', 'He went.']
-    >>> sentences("Rain fell. Why? 3.5 inches\\nBob: no")
+    >>> sentences("Rain fell. Why? 3.5 inches\nBob: no")
     ['Rain fell.', 'Why?', '3.5 inches', 'Bob: no']
     """
     ends = r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W_a-z])"
@@ -43,6 +43,15 @@ def occurrences(text: str, phrase: str) -> int:
     (2, 0)
     """
     return len(re.findall(rf"(?<!\w){re.escape(phrase.lower())}(?:s|es)?(?!\w)", text.lower()))
+
+
+def says(text: str, keys: Sequence[str]) -> bool:
+    """Return whether all `keys` stand in `text` as whole words, whatever their case, also in the plural.
+
+    >>> says("Two Lockers are free from 21:40.", ["locker", "21:40"]), says("It costs 500.", ["50"])
+    (True, False)
+    """
+    return all(occurrences(text, key) for key in keys)
 
 
 def copied_counts(text: str, source: str, run: int = 4) -> list[int]:

@@ -100,6 +100,18 @@ def pack(segments: Sequence[Segment]) -> Packed:
     >>> pack(two).input_ids.tolist(), pack(two).columns.tolist()
     ([[5, 6, 7, 1]], [2, 3, 2])
     """
+    rows, where = _assembled(segments)
+    return _tensors(rows, where, segments)
+
+
+def packed_tokens(segments: Sequence[Segment]) -> int:
+    """Return how many tokens a pass over `pack(segments)` runs, padding included."""
+    rows, _ = _assembled(segments)
+    return len(rows) * max(row.length for row in rows)
+
+
+def _assembled(segments: Sequence[Segment]) -> tuple[list[_Row], list[tuple[int, np.ndarray]]]:
+    """Return the rows, and for each segment its row and the columns that predict its trained tokens."""
     rows: list[_Row] = []
     open_rows: dict[bytes, int] = {}
     where: list[tuple[int, np.ndarray]] = []
@@ -110,7 +122,7 @@ def pack(segments: Sequence[Segment]) -> Packed:
             index = open_rows[key] = len(rows)
             rows.append(_Row(segment.context))
         where.append((index, rows[index].add(segment)))
-    return _tensors(rows, where, segments)
+    return rows, where
 
 
 def check_attention(config: Any, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from llm_gym.feedback.rules import occurrences
+from llm_gym.feedback.rules import says
 from llm_gym.tasks.base import Task
 
 WORDS = ("want", "ask", "again", "answer")
@@ -45,15 +45,6 @@ def progress(goals: Sequence[dict[str, Any]], turns: Sequence[dict[str, str]]) -
         else:
             asked = 1
     return Progress(tuple(met), asked)
-
-
-def says(text: str, keys: Sequence[str]) -> bool:
-    """Return whether all `keys` stand in `text` as whole words, whatever their case, also in the plural.
-
-    >>> says("Two Lockers are free from 21:40.", ["locker", "21:40"]), says("It costs 500.", ["50"])
-    (True, False)
-    """
-    return all(occurrences(text, key) for key in keys)
 
 
 class Dialogue(Task):
