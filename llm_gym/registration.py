@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ENVIRONMENTS: dict[str, str] = {
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
+    "KnowledgeGraph-v0": "llm_gym.tasks.knowledge_graph:KnowledgeGraph",
+    "Retrieval-v0": "llm_gym.tasks.retrieval:Retrieval",
     "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
 }

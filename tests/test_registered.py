@@ -78,7 +78,7 @@ def test_splits_share_no_example_and_the_corpus_has_references(env_id: str) -> N
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_the_second_judge_rates_a_reference_highest_and_training_never_reads_it(env_id: str) -> None:
+def test_the_second_judge_rates_a_reference_highest_and_training_reads_only_ground_truth(env_id: str) -> None:
     task = find_task(env_id)
     envs = make_envs(env_id, 1, "test", SMALL)
     example = envs.examples[0]
@@ -87,6 +87,7 @@ def test_the_second_judge_rates_a_reference_highest_and_training_never_reads_it(
     scores = [judge([task.episode(example, text)])[0].value for text in texts]
     assert scores[0] > scores[1] >= scores[2]
     assert not set(task.feedback) & {"key_facts", "chrf", "reference_similarity"}
+    assert task.verifiable or not set(task.feedback) & {"ndcg", "triple_f1", "triple_pairs"}
     json.dumps([task.feedback, task.judge])
 
 

@@ -24,6 +24,12 @@ SCORERS: dict[str, str] = {
     "brevity": "llm_gym.feedback.rules:Brevity",
     "complete": "llm_gym.feedback.rules:Complete",
     "goals": "llm_gym.feedback.rules:Goals",
+    "ndcg": "llm_gym.feedback.retrieval:NDCG",
+    "refinement": "llm_gym.feedback.retrieval:Refinement",
+    "excess": "llm_gym.feedback.retrieval:Excess",
+    "triple_f1": "llm_gym.feedback.triples:TripleF1",
+    "triple_pairs": "llm_gym.feedback.triples:TriplePairs",
+    "triple_format": "llm_gym.feedback.triples:TripleFormat",
     "tone": "llm_gym.feedback.zero_shot:Tone",
     "topic": "llm_gym.feedback.zero_shot:Topic",
     "judged_tone": "llm_gym.feedback.zero_shot:JudgedTone",
@@ -149,6 +155,6 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
 
 
 def _key(episode: Episode) -> tuple[Any, ...]:
-    facts = tuple(episode.example.get("facts") or ())
+    row = json.dumps(episode.example, sort_keys=True, default=str)  # scorers read more of it than the source
     before = tuple(turn["text"] for turn in episode.turns[:-1])
-    return episode.source, episode.text, episode.finish_reason, episode.reference, facts, before, episode.over
+    return episode.source, episode.text, episode.finish_reason, episode.reference, row, before, episode.over
