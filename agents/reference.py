@@ -35,8 +35,12 @@ class ReferenceAgent:
             tokens.append(self._plans[row].pop(0))
         return np.array(tokens, np.int64), np.zeros(len(tokens), np.float32)
 
+    def turn(self, row: int) -> str | None:
+        """Return what to say now in `row`, or None where the data has nothing."""
+        return self.envs.reference_turn(row)
+
     def _plan(self, row: int) -> list[int]:
-        text = self.envs.reference_turn(row)
+        text = self.turn(row)
         if text is None:
             raise LLMGymError("the data has no references for this agent to say; give a file that has them")
         ids = self.envs.tokenizer(text, add_special_tokens=False)["input_ids"]
