@@ -38,7 +38,7 @@ def graph_tricks(rows: Rows, i: int, instruction: str) -> dict[str, str]:
     names = list(dict.fromkeys(name for subject, _, thing in triples for name in (subject, thing)))
     capitals = list(dict.fromkeys(re.findall(r"[A-Z]\w+(?: [A-Z]\w+)*", passage)))
     pairs = [[a, "located in", b] for a, b in itertools.permutations(names, 2)]
-    objects = [thing for _, _, thing in triples]
+    moved = [triples[k - 1][2] for k in range(len(triples))]
     return {
         "passage copied": passage,
         "neighbouring capitalised names, 'located in'": lines(
@@ -47,7 +47,7 @@ def graph_tricks(rows: Rows, i: int, instruction: str) -> dict[str, str]:
         "all pairs of true names, 'located in'": lines(pairs),
         "subject and object exchanged": lines([[c, b, a] for a, b, c in triples]),
         "relation always 'created'": lines([[a, "created", c] for a, _, c in triples]),
-        "objects moved on by one": lines([[a, b, c] for (a, b, _), c in zip(triples, objects[1:] + objects[:1])]),
+        "objects moved on by one": lines([[a, b, c] for (a, b, _), c in zip(triples, moved, strict=True)]),
         "first triple alone": lines(triples[:1]),
         "first triple, five times": lines(triples[:1] * 5),
         "reference twice": lines(triples + triples),
@@ -95,8 +95,8 @@ def main() -> None:
     values: dict[str, list[float]] = {}
     for i, row in enumerate(rows):
         reference = task.reference(row) or ""
-        best = [reference.splitlines()[-1]] if args.env == "Retrieval-v0" else [reference]
-        texts = {"reference": best[0], **TRICKS[args.env](rows, i, task.instruction)}
+        reference = reference.splitlines()[-1] if args.env == "Retrieval-v0" else reference
+        texts = {"reference": reference, **TRICKS[args.env](rows, i, task.instruction)}
         for name, score in zip(texts, feedback([task.episode(row, text) for text in texts.values()]), strict=True):
             values.setdefault(name, []).append(score.value / task.max_turns)
     best_values = np.array(values.pop("reference"))

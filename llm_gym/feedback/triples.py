@@ -18,7 +18,9 @@ def counts(episode: Episode) -> tuple[list[Triple | None], list[Triple]]:
     """
     rows = episode.example.get("triples")
     if not rows:
-        raise LLMGymError(f"example {episode.example.get('id')!r} has no 'triples' to compare with; give it that column")
+        raise LLMGymError(
+            f"example {episode.example.get('id')!r} has no 'triples' to compare with; give it that column"
+        )
     seen: set[Triple] = set()
     said: list[Triple | None] = []
     for triple in parse(episode.text):

@@ -9,7 +9,17 @@ from llm_gym.tasks.base import Task
 
 RELATIONS: dict[str, tuple[str, ...]] = {
     "works for": ("works at", "employed by", "employee of", "employer"),
-    "leads": ("leader of", "heads", "head of", "runs", "directs", "director of", "president of", "captain of", "chair of"),
+    "leads": (
+        "leader of",
+        "heads",
+        "head of",
+        "runs",
+        "directs",
+        "director of",
+        "president of",
+        "captain of",
+        "chair of",
+    ),
     "founded": ("founder of", "started", "set up", "established"),
     "acquired": ("bought", "took over", "purchased"),
     "owns": ("owner of", "possesses", "has"),
@@ -71,11 +81,11 @@ def canonical(subject: str, relation: str, object: str) -> Triple:
 
 
 def parse(text: str) -> list[Triple | None]:
-    """Return what each line of `text` that is not blank states, None where it is not `subject | relation | object`.
+    r"""Return what each line of `text` that is not blank states, None where it is not `subject | relation | object`.
 
     Never an error, whatever the text.
 
-    >>> parse("Oda | founded | Tindra\\nand so on\\na | b")
+    >>> parse("Oda | founded | Tindra\nand so on\na | b")
     [Triple(subject='oda', relation='founded', object='tindra'), None, None]
     """
     triples: list[Triple | None] = []
