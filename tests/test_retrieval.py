@@ -123,8 +123,8 @@ def test_results_are_listed_and_the_search_ends_when_told() -> None:
     said = [{"role": "agent", "text": "sourdough starter grey liquid"}]
     reply = TASK.reply(row(), said)
     assert reply.splitlines()[0].startswith("1. Waking a neglected sourdough starter: A grey liquid on top")
-    assert len(reply.splitlines()) <= 5
-    assert TASK.reply(row(), [{"role": "agent", "text": "qzx"}]) == "No results."
+    assert 2 <= len(reply.splitlines()) <= 6 and reply.endswith("or done.")
+    assert TASK.reply(row(), [{"role": "agent", "text": "qzx"}]) .startswith("No results.\n")
     assert TASK.reply(row(), [{"role": "agent", "text": "Done."}]) is None and ends_search("")
     episode = reward("sourdough starter")
     assert [turn["role"] for turn in episode.turns] == ["agent", "partner", "agent"]

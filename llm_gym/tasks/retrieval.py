@@ -11,6 +11,7 @@ from llm_gym.tasks.base import Task
 SHOWN, FIRST_WORDS = 5, 8
 DOCUMENTS = "retrieval_documents"
 NOTHING = "No results."
+ASKING = "Write a better query, or done."
 
 
 def search(example: dict[str, Any], query: str, top: int = 10) -> list[Document]:
@@ -100,7 +101,7 @@ class Retrieval(Task):
     partner = ENGINES[0]
     instruction = (
         "Write a short search query that finds documents for this need: a few key words that such documents would "
-        "contain. Write nothing else."
+        "contain, nothing else. Example: dripping tap washer"
     )
     feedback = {"ndcg": {"weight": 30.0}, "refinement": {"weight": -1.5}, "excess": {"weight": -3.0}}
     judge = {"chrf": {"weight": 1 / 2}, "reference_similarity": {"weight": 1 / 2}}
@@ -120,12 +121,12 @@ class Retrieval(Task):
         return f"{instruction}\n\nNeed: {source}\n\nYou:"
 
     def reply(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
-        """Return the list of results, or None where the agent has ended the search."""
+        """Return the list of results and how to go on, or None where the agent has ended the search."""
         if ends_search(turns[-1]["text"]):
             return None
         found = search({**example, "engine": self.partner}, turns[-1]["text"], SHOWN)
         lines = [f"{rank}. {_headline(document)}" for rank, document in enumerate(found, 1)]
-        return "\n".join(lines) or NOTHING
+        return "\n".join([*(lines or [NOTHING]), ASKING])
 
     def reference_turn(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
         """Return the author's next query, or an empty turn where there is none."""
