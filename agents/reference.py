@@ -36,8 +36,12 @@ class ReferenceAgent:
             tokens[place, : len(part)] = part
         return tokens, np.zeros(tokens.shape, np.float32)
 
+    def turn(self, row: int) -> str | None:
+        """Return what to say now in `row`, or None where the data has nothing."""
+        return self.envs.reference_turn(row)
+
     def _plan(self, row: int) -> list[int]:
-        text = self.envs.reference_turn(row)
+        text = self.turn(row)
         if text is None:
             raise LLMGymError("the data has no references for this agent to say; give a file that has them")
         ids = self.envs.tokenizer(text, add_special_tokens=False)["input_ids"]

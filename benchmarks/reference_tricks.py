@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from llm_gym.feedback.answers import ABSTENTION
-from llm_gym.feedback.rules import sentences
+from llm_gym.feedback.reference import FUNCTION_WORDS
+from llm_gym.feedback.rules import sentences, words
 from llm_gym.tasks.sentiment import answer
 
 Row = dict[str, Any]
 
 
-def story(row: Row) -> dict[str, str]:
+def story(row: Row, rows: list[Row]) -> dict[str, str]:
     """Return ways to write no story."""
     named = f"There were a {row['elements'][0]}, a {row['elements'][1]} and a {row['elements'][2]}."
     generic = "It was a strange day. Nobody knew what to do. Then everything changed. In the end they were all happy."
@@ -31,7 +33,7 @@ def story(row: Row) -> dict[str, str]:
     }
 
 
-def question_answering(row: Row) -> dict[str, str]:
+def question_answering(row: Row, rows: list[Row]) -> dict[str, str]:
     """Return ways to answer without reading."""
     names = re.findall(r"(?<![.!?] )(?<!^)\b[A-Z]\w+(?: [A-Z]\w+)*|\d[\d,.:]*\d", row["context"])
     return {
@@ -45,7 +47,7 @@ def question_answering(row: Row) -> dict[str, str]:
     }
 
 
-def translation(row: Row) -> dict[str, str]:
+def translation(row: Row, rows: list[Row]) -> dict[str, str]:
     """Return ways to translate less than all, or more."""
     source, target = row["source"].split(), row["target"].split()
     half = " ".join(target[: len(target) // 2])
@@ -60,7 +62,7 @@ def translation(row: Row) -> dict[str, str]:
     }
 
 
-def sentiment_monitoring(row: Row) -> dict[str, str]:
+def sentiment_monitoring(row: Row, rows: list[Row]) -> dict[str, str]:
     """Return ways to answer without judging, and right answers for no good reason."""
     first = " ".join(row["news"].split()[:8])
     return {
@@ -74,7 +76,54 @@ def sentiment_monitoring(row: Row) -> dict[str, str]:
     }
 
 
-TRICKS: dict[str, Callable[[Row], dict[str, str]]] = {
-    function.__name__: function for function in (story, question_answering, translation, sentiment_monitoring)
-}
+def knowledge_graph(row: Row, rows: list[Row]) -> dict[str, str]:
+    """Return ways to list facts without reading which."""
+    passage, triples = row["passage"], row["triples"]
+    names = list(dict.fromkeys(name for subject, _, thing in triples for name in (subject, thing)))
+    capitals = list(dict.fromkeys(re.findall(r"[A-Z]\w+(?: [A-Z]\w+)*", passage)))
+    pairs = [[a, "located in", b] for a, b in itertools.permutations(names, 2)]
+    moved = [triples[k - 1][2] for k in range(len(triples))]
+    return {
+        "passage copied": passage,
+        "neighbouring capitalised names, 'located in'": _lines(
+            [[a, "located in", b] for a, b in itertools.pairwise(capitals)]
+        ),
+        "all pairs of true names, 'located in'": _lines(pairs),
+        "subject and object exchanged": _lines([[c, b, a] for a, b, c in triples]),
+        "relation always 'created'": _lines([[a, "created", c] for a, _, c in triples]),
+        "objects moved on by one": _lines([[a, b, c] for (a, b, _), c in zip(triples, moved, strict=True)]),
+        "first triple alone": _lines(triples[:1]),
+        "first triple, five times": _lines(triples[:1] * 5),
+        "reference twice": _lines(triples + triples),
+        "reference and three false ones": _lines([*triples, ["Lena Park", "born in", "Oakham"], *pairs[:2]]),
+        "the instruction's example": "Lena Park | born in | Oakham",
+        "bars only": "| | |\n" * 4,
+    }
+
+
+def _lines(triples: list[list[str]]) -> str:
+    return "\n".join(" | ".join(triple) for triple in triples)
+
+
+def retrieval(row: Row, rows: list[Row]) -> dict[str, str]:
+    """Return queries of no skill; each is asked once."""
+    rng = np.random.default_rng(7)
+    need, query = row["need"], row["query"].splitlines()[-1]
+    content = [word for word in words(need) if word not in FUNCTION_WORDS]
+    vocabulary = sorted({word for other in rows for word in words(other["query"])})
+    return {
+        "need copied": need,
+        "key words of the need": " ".join(content),
+        "one word of the need": max(content, key=len),
+        "reference and ten random words": f"{query} {' '.join(rng.choice(vocabulary, 10))}",
+        "forty random words": " ".join(rng.choice(vocabulary, 40)),
+        "reference three times": " ".join([query] * 3),
+        "need and reference": f"{need} {query}",
+        "nonsense": "qzx vrrp blorf nnn",
+        "done": "done",
+    }
+
+
+FUNCTIONS = (story, question_answering, translation, sentiment_monitoring, knowledge_graph, retrieval)
+TRICKS: dict[str, Callable[[Row, list[Row]], dict[str, str]]] = {function.__name__: function for function in FUNCTIONS}
 """By the task's name."""

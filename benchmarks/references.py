@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ class Writes(ReferenceAgent):
         super().__init__(envs)
         self.writer = writer
 
-    def _plan(self, row: int) -> list[int]:
-        ids = self.envs.tokenizer(self.writer(row) or "", add_special_tokens=False)["input_ids"]
-        return [*ids[: self.envs.max_new_tokens - 1], self.envs.single_action_space.stop_ids[0]]
+    def turn(self, row: int) -> str:
+        """Return the text of the row's turn."""
+        return self.writer(row) or ""
 
 
 def writers(envs: Any) -> dict[str, Writer]:
@@ -58,10 +59,13 @@ def writers(envs: Any) -> dict[str, Writer]:
         "random words": random_words,
         "another example's reference": other,
     }
-    tricks = TRICKS.get(task.name, lambda row: {})
-    for name in tricks(examples[0]):
-        told[name] = lambda row, name=name: tricks(examples[index(envs, row)])[name]  # type: ignore[misc]
-    return told
+    tricks = TRICKS.get(task.name, lambda row, rows: {})
+
+    def once(row: int, name: str) -> str:
+        asked = any(turn["role"] == "agent" for turn in turns(envs, row))
+        return "" if asked else tricks(examples[index(envs, row)], examples)[name]
+
+    return {**told, **{name: partial(once, name=name) for name in tricks(examples[0], examples)}}
 
 
 def other_example(task: Any, examples: list[Row], i: int) -> int:

@@ -18,6 +18,8 @@ ENVIRONMENTS: dict[str, str] = {
     "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",
     "Story-v0": "llm_gym.tasks.story:Story",
     "SentimentMonitoring-v0": "llm_gym.tasks.sentiment:SentimentMonitoring",
+    "KnowledgeGraph-v0": "llm_gym.tasks.knowledge_graph:KnowledgeGraph",
+    "Retrieval-v0": "llm_gym.tasks.retrieval:Retrieval",
     "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
     "Translation-v0": "llm_gym.tasks.translation:Translation",

@@ -37,6 +37,27 @@ def is_hub_id(data: str) -> bool:
     return HUB_ID.fullmatch(data) is not None and not data.startswith(".")
 
 
+def load_hub(name: str) -> Any:
+    """Return the tables of a data set by split, a `datasets.DatasetDict`; nothing in it is executed.
+
+    Raises:
+        LLMGymError: `datasets` is not installed, or the data set cannot be loaded.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise LLMGymError(f"reading {name} needs datasets: pip install llm-gym[hub]") from error
+    path, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(path, config or None)
+    except Exception as error:  # datasets, its file systems and its network raise many kinds
+        what = " ".join(str(error).split())[:200]
+        raise LLMGymError(
+            f"cannot load data set {name!r} ({type(error).__name__}: {what}); "
+            "check its name and the network, or give a local file"
+        ) from error
+
+
 def read_hub(name: str, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read all splits of a data set; nothing in it is executed.
 
@@ -54,19 +75,7 @@ def read_hub(name: str, group: str | None = None) -> Iterator[tuple[int, dict[st
     Raises:
         LLMGymError: `datasets` is not installed, or the data set cannot be loaded or has no training rows.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise LLMGymError(f"reading {name} needs datasets: pip install llm-gym[hub]") from error
-    path, _, config = name.partition(":")
-    try:
-        found = datasets.load_dataset(path, config or None)
-    except Exception as error:  # datasets, its file systems and its network raise many kinds
-        what = " ".join(str(error).split())[:200]
-        raise LLMGymError(
-            f"cannot load data set {name!r} ({type(error).__name__}: {what}); "
-            "check its name and the network, or give a local file"
-        ) from error
+    found = load_hub(name)
     rows = [
         {**row, **_class_names(row, part.features), "split": SPLITS[split]}
         for split, part in found.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers"})
+LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant"})
 """Columns that hold a list of strings."""
 MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
 """Those of them in which an empty list says something."""
 OBJECT_COLUMNS = frozenset({"goals"})
-"""Columns that hold a list of JSON objects; a column that is in neither of the two is a string."""
+"""Columns that hold a list of JSON objects."""
+TRIPLE_COLUMNS = frozenset({"triples"})
+"""Columns that hold a list of `[subject, relation, object]`; a column that is in none of the three is a string."""
+MARKED = re.compile(r"<(triplet|subj|obj)>")
 
 CONSTANT = "="
 """Before what stands for a column: not the name of the file's column, but the value of every row."""
@@ -197,6 +201,8 @@ def _example(
 def _typed(name: str, where: str, path: Path, value: Any) -> Any:
     if name in LIST_COLUMNS:
         return _strings(where, path, value)
+    if name in TRIPLE_COLUMNS:
+        return _triples(where, path, value)
     if name not in OBJECT_COLUMNS:
         return _string(where, value)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -236,6 +242,35 @@ def _strings(where: str, path: Path, value: Any) -> list[str]:
     if not isinstance(value, list) or any(_absent(item) for item in value):
         raise LLMGymError(f"{where} must be a list of non-empty strings, not {_short(value)}")
     return [_string(f"{where}, item {k}", item) for k, item in enumerate(value, 1)]
+
+
+def _triples(where: str, path: Path, value: Any) -> list[list[str]]:
+    """Return lists of three strings; each may also be written `subject | relation | object`, or all as REBEL does."""
+    if isinstance(value, str) and MARKED.match(value.lstrip()):
+        value = _marked_triples(value)
+    elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        value = [item.split("|") for item in _strings(where, path, value)]
+    if not isinstance(value, list) or not all(isinstance(item, list) and len(item) == 3 for item in value):
+        raise LLMGymError(f"{where} must be a list of [subject, relation, object], not {_short(value)}")
+    return [[part.strip() for part in _strings(f"{where}, item {k}", path, item)] for k, item in enumerate(value, 1)]
+
+
+def _marked_triples(text: str) -> list[list[str]]:
+    """Take apart REBEL's `<triplet> subject <subj> object <obj> relation`, where a subject may have several pairs.
+
+    >>> _marked_triples("<triplet> Oda <subj> Halvdal <obj> residence <subj> Tindra <obj> founded")
+    [['Oda', 'residence', 'Halvdal'], ['Oda', 'founded', 'Tindra']]
+    """
+    triples, subject, thing = [], "", ""
+    _, *pieces = MARKED.split(text)
+    for mark, piece in zip(pieces[::2], pieces[1::2], strict=True):
+        if mark == "triplet":
+            subject = piece.strip()
+        elif mark == "subj":
+            thing = piece.strip()
+        else:
+            triples.append([subject, piece.strip(), thing])
+    return triples
 
 
 def _split_cell(where: str, cell: str) -> Any:

@@ -125,9 +125,14 @@ def _first_sentence(text: str) -> str:
 
 
 def make_partner(name: str | None, task: Task) -> Partner:
-    """Return the partner behind a name: `script` or None for the scenario's, else a model's.
+    """Return the partner behind a name: one that the task plays, by default its first, else a language model.
 
     Raises:
-        LLMGymError: The model cannot be a partner.
+        LLMGymError: The model cannot be a partner, or the task takes none.
     """
-    return ScriptedPartner(task) if name in (None, "script") else ModelPartner(task, str(name))
+    if name is None or name in task.partners:
+        task.partner = name or task.partner
+        return ScriptedPartner(task)
+    if "script" not in task.partners:
+        raise LLMGymError(f"partner={name!r} is unknown; {task.name!r} has {', '.join(task.partners)}")
+    return ModelPartner(task, name)

@@ -66,7 +66,7 @@ def embedder(model: str) -> Embedder:
 class Similarity(Scorer):
     """Cosine between the embeddings of the text and of the source, -1 to 1; 0 for an empty text.
 
-    Alone it is hacked by copying (see `docs/feedback.md`).
+    Alone it is hacked by copying (see `docs/environments.md`).
 
     Args:
         model: Name of an embedding model.

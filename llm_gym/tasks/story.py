@@ -75,7 +75,7 @@ class Story(Task):
         "writingprompts": HubData("euclaise/writingprompts", {"premise": "prompt"}),
         "rocstories": HubData("Ximing/ROCStories", {"premise": "prompt", "story": "continuation"}),
     }
-    # Weights: see docs/feedback.md for what they are measured against.
+    # Weights: see docs/environments.md for what they are measured against.
     feedback = {
         "elements": {"weight": 6.0},
         "coherence": {"weight": 6.0},

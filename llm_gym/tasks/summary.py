@@ -61,7 +61,7 @@ class TextSummary(Task):
     source_column = "document"
     reference_column = "summary"
     instruction = "Summarize the following text in one short sentence."
-    # Weights: see docs/feedback.md for the attacks that they are measured against.
+    # Weights: see docs/environments.md for the attacks that they are measured against.
     feedback = {
         "likelihood": {"weight": 1.5, "ceiling": -2.0},
         "grounding": {"weight": 2.5, "limit": 2.0},

@@ -1,0 +1,83 @@
+"""Join a data set of BEIR's layout into rows for `Retrieval-v0`.
+
+    python -m llm_gym.data.beir mteb/scifact scifact
+    llm-gym evaluate Retrieval-v0 --data scifact/needs.jsonl
+
+BEIR keeps three tables: the configs `corpus` and `queries`, with `_id` and `text`, and `default`, with `query-id`,
+`corpus-id` and `score` by split (Thakur et al. 2021).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llm_gym.data.hub import SPLITS, load_hub
+from llm_gym.errors import LLMGymError
+
+
+def join(name: str, folder: str | Path) -> Path:
+    """Write `needs.jsonl` and `documents.jsonl` into a folder.
+
+    Args:
+        name: A hub data set `owner/name`, or a local folder laid out like one.
+        folder: Where to write; `needs.jsonl` names the documents by their absolute path.
+
+    Returns:
+        The path of `needs.jsonl`.
+
+    Raises:
+        LLMGymError: The data set cannot be loaded, or is not of this layout.
+    """
+    folder = Path(folder).absolute()
+    documents = folder / "documents.jsonl"
+    corpus, texts = _rows(name, "corpus"), {row["_id"]: row["text"] for row in _rows(name, "queries")}
+    needs = []
+    for split, part in load_hub(f"{name}:default").items():
+        relevant: dict[str, list[str]] = {}
+        for row in part:
+            if row["score"] > 0 and row["query-id"] in texts:
+                relevant.setdefault(row["query-id"], []).append(row["corpus-id"])
+        for query, found in relevant.items():
+            row = {"id": query, "need": texts[query], "relevant": found, "documents": str(documents)}
+            needs.append({**row, "split": SPLITS.get(split, "test")})
+    if not needs:
+        raise LLMGymError(f"data set {name!r} judges no document relevant; give one of BEIR's layout")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = ({"id": row["_id"], "title": row.get("title") or "", "text": row["text"]} for row in corpus)
+    _write(documents, kept)
+    _write(folder / "needs.jsonl", needs)
+    return folder / "needs.jsonl"
+
+
+def _rows(name: str, config: str) -> list[dict[str, Any]]:
+    rows = [row for part in load_hub(f"{name}:{config}").values() for row in part]
+    if missing := {"_id", "text"} - set(rows[0] if rows else ()):
+        raise LLMGymError(f"config {config!r} of data set {name!r} has no {', '.join(sorted(missing))}")
+    return rows
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def main() -> None:
+    """Join one data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="hub data set, or a local folder laid out like one")
+    parser.add_argument("folder", help="where to write")
+    arguments = parser.parse_args()
+    try:
+        print(join(arguments.name, arguments.folder))
+    except LLMGymError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
