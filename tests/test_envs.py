@@ -367,6 +367,22 @@ def test_texts_written_one_after_the_other_are_scored_in_one_call_when_asked(kwa
     assert sys.modules[scorers].Batches.sizes == [3]
 
 
+def test_what_ended_before_a_masked_reset_is_still_scored_and_a_whole_reset_drops_it(kwargs):
+    envs = gym.make_vec(ID, num_envs=3, **kwargs).unwrapped
+    envs.reset(seed=0)
+    stop = envs.single_action_space.stop_ids[0]
+    envs.end_turns(envs.write(np.array([0, 2]), np.array([stop, stop])))
+    first = envs.episodes[2]
+    envs.reset(options={"reset_mask": np.array([False, False, True])})
+    envs.end_turns(envs.write(np.array([2]), np.array([stop])))
+    assert [row for row, _ in envs.score()] == [0, 2, 2]
+    assert first.reward is not None and envs.episodes[2].reward is not None and envs.episodes[2] is not first
+    envs.reset()
+    envs.end_turns(envs.write(np.array([1]), np.array([stop])))
+    envs.reset()
+    assert envs.score() == []
+
+
 # --- vector and single --------------------------------------------------------------------------------------
 
 
