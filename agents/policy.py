@@ -143,7 +143,12 @@ class LLMPolicy(ActorCriticPolicy):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 logits `(n, V)` at the sampling temperature from hidden states `(n, H)`."""
-        return nn.functional.linear(hidden.float(), *self._head()) / self.temperature
+        weight, bias = self._head()
+        return nn.functional.linear(self._scaled(hidden), weight, bias)
+
+    def _scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return hidden states whose logits are at the temperature: there are fewer of them than of logits."""
+        return hidden.float() / self.temperature
 
     def _next_logits(self, obs: Observation, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return hidden states `(N, H)` and logits `(N, V)` for the next token."""
@@ -152,13 +157,14 @@ class LLMPolicy(ActorCriticPolicy):
         return hidden, self._decoded_logits(hidden) if decoded else self.logits(hidden)
 
     def _decoded_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.logits(hidden) if self._decoder is None else self._decoder.head(hidden) / self.temperature
+        return self.logits(hidden) if self._decoder is None else self._decoder.head(self._scaled(hidden))
 
     def _head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return weight `(V, H)` and bias of the output layer for the environment's V tokens."""
+        """Return weight `(V, H)` and bias, at the temperature, of the output layer for the environment's V tokens."""
         head = self._causal.get_output_embeddings()
         # float32 also where the base is bf16: rounded logits make ratios drift from 1.
-        return head.weight[: self.actions].float(), None if head.bias is None else head.bias[: self.actions].float()
+        bias = None if head.bias is None else head.bias[: self.actions].float() / self.temperature
+        return head.weight[: self.actions].float(), bias
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.value_head(hidden.float())
@@ -245,10 +251,10 @@ class LLMPolicy(ActorCriticPolicy):
             engine.clear()
 
     def _weights_now(self) -> tuple[Any, ...]:
-        """Return what changes when a weight is written in place or an adapter is switched."""
+        """Return what changes when a weight is written in place, an adapter is switched, or the temperature set."""
         versions = tuple((p._version, p.data_ptr()) for p in self.parameters())  # `p.data = ...` moves the latter
         layer = self._lora_layers[0] if self._lora_layers else None
-        return versions, layer and (layer.disable_adapters, tuple(layer.active_adapters))
+        return versions, self.temperature, layer and (layer.disable_adapters, tuple(layer.active_adapters))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again when needed; packed weights cannot be copied."""
@@ -270,13 +276,13 @@ class LLMPolicy(ActorCriticPolicy):
 
     def _choose(self, logits: torch.Tensor, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a token for each row of `(N, V)` and its log-probability."""
-        highest, likeliest = logits.max(-1, keepdim=True)
+        highest = logits.amax(-1, keepdim=True)
         weights = (logits - highest).exp_()
         if spare := -weights.shape[1] % BLOCK:
             weights = nn.functional.pad(weights, (0, spare))
         blocks = weights.view(len(weights), -1, BLOCK)
         reached = blocks.sum(-1).double().cumsum(-1)
-        actions = likeliest if deterministic else self._sample(blocks, reached)
+        actions = logits.argmax(-1, keepdim=True) if deterministic else self._sample(blocks, reached)
         log_probs = logits.gather(-1, actions) - highest - reached[:, -1:].log()
         return actions[:, 0], log_probs[:, 0].float()
 
@@ -354,9 +360,7 @@ class LLMPolicy(ActorCriticPolicy):
         return self._stats(self._hidden_packed(packed), packed.targets)
 
     def _stats(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias = self._head()
-        bias = None if bias is None else bias / self.temperature
-        return token_stats(hidden.float() / self.temperature, weight, bias, tokens)
+        return token_stats(self._scaled(hidden), *self._head(), tokens)
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over the next token."""

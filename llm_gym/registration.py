@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 ENVIRONMENTS: dict[str, str] = {
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
-    "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",
-    "Story-v0": "llm_gym.tasks.story:Story",
-    "SentimentMonitoring-v0": "llm_gym.tasks.sentiment:SentimentMonitoring",
     "KnowledgeGraph-v0": "llm_gym.tasks.knowledge_graph:KnowledgeGraph",
+    "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",
     "Retrieval-v0": "llm_gym.tasks.retrieval:Retrieval",
+    "SentimentMonitoring-v0": "llm_gym.tasks.sentiment:SentimentMonitoring",
+    "Story-v0": "llm_gym.tasks.story:Story",
     "TextGeneration-v0": "llm_gym.tasks.generation:TextGeneration",
     "TextSummary-v0": "llm_gym.tasks.summary:TextSummary",
     "Translation-v0": "llm_gym.tasks.translation:Translation",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import llm_gym
 import tiny_task  # noqa: F401  # so that "tiny_task:..." can be imported by name
 from agents.evaluate import environment_arguments, find_policy
 from llm_gym.cli import main
@@ -70,9 +71,19 @@ def test_list_shows_environments_models_and_scorers(capsys: pytest.CaptureFixtur
     assert all(isinstance(row["fetched"], bool) for row in tables["models"])
 
 
+def test_list_shows_the_columns_of_each_environments_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--columns", "--json"]) == 0
+    rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)["columns"]}
+    assert list(rows) == list(llm_gym.ENVIRONMENTS)
+    assert rows["TextSummary-v0"]["required"] == "document" and rows["TextSummary-v0"]["optional"] == "summary, facts"
+    assert "squad_v2 (rajpurkar/squad_v2)" in rows["QuestionAnswering-v0"]["known"]
+    assert main(["list", "--columns"]) == 0
+    assert "answers" in capsys.readouterr().out
+
+
 def test_list_loads_no_model_library() -> None:
     code = (
-        "import sys; from llm_gym.cli import main; main(['list']);"
+        "import sys; from llm_gym.cli import main; main(['list']); main(['list', '--columns']);"
         "sys.exit(bool({'torch', 'transformers', 'pandas', 'agents'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True).returncode == 0

@@ -118,6 +118,10 @@ PUBLIC: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "Story-v0",
         [{"prompt": f"Ann built {i} bridges.", "continuation": f"All {i} of them stood."} for i in range(20)],
     ),
+    "dialogsum": (
+        "TextSummary-v0",
+        [{"id": f"train_{i}", "dialogue": f"Ann: {i}?", "summary": f"Ann asks {i}.", "topic": "x"} for i in range(20)],
+    ),
 }
 PUBLIC["squad_v2"] = (
     "QuestionAnswering-v0",
@@ -144,7 +148,11 @@ def test_a_public_data_set_is_read_by_its_short_name(name, held, tmp_path, monke
     assert sum(map(len, parts)) == len(rows) and all(parts)
     texts = [{example[task.required[0]] for example in part} for part in parts]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
-    columns = {"story": ("premise", "story"), "question_answering": ("context", "question", "answers")}[task.name]
+    columns = {
+        "story": ("premise", "story"),
+        "question_answering": ("context", "question", "answers"),
+        "summary": ("document", "summary"),
+    }[task.name]
     assert all(set(columns) <= set(example) for part in parts for example in part)
     if name == "squad_v2":
         answers = [example["answers"] for part in parts for example in part]

@@ -24,7 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="llm-gym", description="Language tasks as Gymnasium environments.", allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    _command(commands, "list", run.list_command, "show environments, models and scorers")
+    listing = _command(commands, "list", run.list_command, "show environments, models and scorers")
+    listing.add_argument("--columns", action="store_true", help="show the columns of each environment's data instead")
 
     fetching = _command(commands, "fetch", run.fetch_command, "download models ahead of time")
     fetching.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue (default: all)")

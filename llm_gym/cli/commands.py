@@ -18,7 +18,10 @@ BATCH = 64  # rows scored in one call
 
 
 def list_command(arguments: argparse.Namespace) -> None:
-    """Show environments, models and scorers; loads no model library."""
+    """Show environments, models and scorers, or with `--columns` what data each environment reads.
+
+    Loads no model library.
+    """
     from llm_gym.feedback import SCORERS
     from llm_gym.models.bundled import BUNDLED
     from llm_gym.models.catalogue import CATALOGUE
@@ -36,11 +39,20 @@ def list_command(arguments: argparse.Namespace) -> None:
         ],
         "scorers": [{"name": name, "what": _summary(path)} for name, path in SCORERS.items()],
     }
+    if arguments.columns:
+        tables = {"columns": [_columns(name) for name in ENVIRONMENTS]}
     if arguments.json:
         print_json(tables)
         return
     for title, rows in tables.items():
         print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _columns(env_id: str) -> dict[str, Any]:
+    """Return the columns of an environment's data, and the well-known data sets whose columns it knows."""
+    task = find_task(env_id)
+    known = ", ".join(f"{short} ({public.name})" for short, public in task.public.items())
+    return {"id": env_id, "required": ", ".join(task.required), "optional": ", ".join(task.optional), "known": known}
 
 
 def _summary(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llm_gym.data.hub import HubData
 from llm_gym.tasks.base import Task
 
 
@@ -45,7 +46,7 @@ class TextSummary(Task):
     ## Arguments
     `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`, `template`, `max_prompt_tokens`,
     `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data columns: `document`, and
-    optionally `summary` and `facts`.
+    optionally `summary` and `facts`. `data` also takes `cnn_dailymail` and `dialogsum` where the hub can be reached.
 
     ## References
     Lee et al. 2023, RLAIF; Ramamurthy et al. 2023, RL4LMs.
@@ -60,6 +61,10 @@ class TextSummary(Task):
     optional = ("summary", "facts")
     source_column = "document"
     reference_column = "summary"
+    public = {
+        "cnn_dailymail": HubData("abisee/cnn_dailymail:3.0.0", {"document": "article", "summary": "highlights"}),
+        "dialogsum": HubData("knkarthick/dialogsum", {"document": "dialogue"}),
+    }
     instruction = "Summarize the following text in one short sentence."
     # Weights: see docs/environments.md for the attacks that they are measured against.
     feedback = {
