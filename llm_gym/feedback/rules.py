@@ -27,7 +27,7 @@ def words(text: str) -> list[str]:
 def sentences(text: str) -> list[str]:
     r"""Return the sentences of `text`: what ends with `.`, `!` or `?` before white space, or with the line.
 
-    >>> sentences("Rain fell. Why? 3.5 inches\\nBob: no")
+    >>> sentences("Rain fell. Why? 3.5 inches\nBob: no")
     ['Rain fell.', 'Why?', '3.5 inches', 'Bob: no']
     """
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
