@@ -316,3 +316,13 @@ def test_a_real_judge_rates_references_above_the_same_letters_backwards():
     rows = load_examples(None, "validation", task)[:6]
     values = Rating()([task.episode(r, t) for r in rows for t in (r["summary"], r["summary"][::-1])])
     assert np.mean(values[::2]) > np.mean(values[1::2])
+
+
+def test_a_comparison_in_one_order_is_what_validation_swaps(tiny_model: str) -> None:
+    scorer = Pairwise(model=tiny_model)
+    pairs = [(episode("It rained all night."), episode("Rain.")), (episode("No."), episode("The road was closed."))]
+    firsts, seconds = map(list, zip(*pairs, strict=True))
+    shown, swapped = scorer.compare(firsts, seconds), scorer.compare(seconds, firsts)
+    both = scorer.comparer([(a.source, a.text, b.text) for a, b in pairs])
+    assert both == pytest.approx([(one - other + 1) / 2 for one, other in zip(shown, swapped, strict=True)])
+    assert all(-0.5 <= value <= 0.5 for value in (*shown, *swapped))

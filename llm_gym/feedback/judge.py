@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, positive
-from llm_gym.feedback.base import Scorer
+from llm_gym.feedback.base import PairwiseScorer, Scorer
 from llm_gym.feedback.question import INTRO, LocalJudge, Question, quote
 from llm_gym.feedback.remote import RemoteJudge
 
@@ -185,12 +185,16 @@ class Comparer:
 
     def orders(self, triples: Sequence[tuple[str, str, str]]) -> list[tuple[float, float] | None]:
         """Return for each `(source, a, b)` the probability that `a` is better when it comes first, and second."""
-        asked = [q for s, a, b in triples for q in (self._question(s, a, b), self._question(s, b, a))]
-        told = self.judge(asked)
+        told = self.shown([shown for s, a, b in triples for shown in ((s, a, b), (s, b, a))])
         return [
-            None if ahead is None or behind is None else (ahead[0], behind[1])
+            None if ahead is None or behind is None else (ahead, 1 - behind)
             for ahead, behind in zip(told[::2], told[1::2], strict=True)
         ]
+
+    def shown(self, triples: Sequence[tuple[str, str, str]]) -> list[float | None]:
+        """Return for each `(source, first, second)` the probability that the first is better, shown in that order."""
+        told = self.judge([self._question(*triple) for triple in triples])
+        return [None if shares is None else shares[0] for shares in told]
 
     def _question(self, source: str, first: str, second: str) -> Question:
         tail = f"{quote('first', first)}\n{quote('second', second)}\n{self.question}"
@@ -202,7 +206,7 @@ def compare(source: str, a: str, b: str, **options: Any) -> float | None:
     return Comparer(**options)([(source, a, b)])[0]
 
 
-class Pairwise(Scorer):
+class Pairwise(PairwiseScorer):
     """The probability that the judge prefers the text to another one, 0 to 1; 0 for an empty text.
 
     Args:
@@ -215,7 +219,7 @@ class Pairwise(Scorer):
 
     def __init__(self, against: str = "source_start", words: int = 25, question: str = WHICH, **options: Any) -> None:
         self.against, self.words = against, positive("words", words)
-        self.compare = Comparer(question, **options)
+        self.comparer = Comparer(question, **options)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float | None]:
         """Return the probabilities, None where the judge abstains.
@@ -224,8 +228,19 @@ class Pairwise(Scorer):
             LLMGymError: A row has no such text, or it is the reference.
         """
         triples = [(e.source, e.text, self._other(e)) for e in episodes if e.text.strip()]
-        values = iter(self.compare(triples))
+        values = iter(self.comparer(triples))
         return [next(values) if e.text.strip() else 0.0 for e in episodes]
+
+    def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
+        """Return P(first) - 1/2 of each pair, shown in that order; see `PairwiseScorer.compare`.
+
+        Raises:
+            LLMGymError: The judge abstains, and a comparison must not be made up.
+        """
+        told = self.comparer.shown([(a.source, a.text, b.text) for a, b in zip(firsts, seconds, strict=True)])
+        if None in told:
+            raise LLMGymError(f"the judge abstained from {told.count(None)} comparisons; give it a longer deadline")
+        return [share - 0.5 for share in told if share is not None]
 
     def _other(self, episode: Episode) -> str:
         if self.against == "source_start":
