@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
@@ -45,6 +48,8 @@ class LLMPolicy(ActorCriticPolicy):
         lora: Rank of the adapters on all linear layers; None trains every weight.
         adapter: Folder of a saved adapter to start from.
         temperature: Of sampling, and of every log-probability.
+        gradient_checkpointing: Compute the inside of each layer again for the gradient instead of keeping it: about a
+            quarter more time for a fraction of the memory (Chen et al. 2016). It does not change the gradient.
         use_sde: Must be False; SB3 passes it.
         optimizer_class: SB3's argument.
         optimizer_kwargs: SB3's argument.
@@ -62,6 +67,7 @@ class LLMPolicy(ActorCriticPolicy):
         lora: int | None = 16,
         adapter: str | None = None,
         temperature: float = 1.0,
+        gradient_checkpointing: bool = False,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -78,6 +84,7 @@ class LLMPolicy(ActorCriticPolicy):
         _check_spaces(observation_space, action_space, model)
         self.model_name, self.lora, self.adapter, self.temperature = model, lora, adapter, temperature
         self.actions, self.capacity = int(action_space.n), observation_space["input_ids"].shape[0]  # type: ignore[attr-defined, index]
+        self.gradient_checkpointing = gradient_checkpointing
         self._stop_ids = list(getattr(action_space, "stop_ids", ()))
         self._build_model()
         trainable = [p for p in self.parameters() if p.requires_grad]
@@ -206,13 +213,31 @@ class LLMPolicy(ActorCriticPolicy):
         return self._decode(engine, obs["input_ids"].cpu().numpy(), lengths.cpu().numpy())
 
     def _hidden_packed(self, packed: Packed) -> torch.Tensor:
-        hidden = self.backbone(
-            input_ids=packed.input_ids,
-            attention_mask=packed.mask,
-            position_ids=packed.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        with self._recomputing():
+            hidden = self.backbone(
+                input_ids=packed.input_ids,
+                attention_mask=packed.mask,
+                position_ids=packed.position_ids,
+                use_cache=False,
+            ).last_hidden_state
         return hidden[packed.rows, packed.columns]
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Make gradient checkpointing work inside the block: transformers ties it to training mode, and so to dropout.
+
+        Only the layers themselves are put into training mode, not what they are made of.
+        """
+        wanted = self.gradient_checkpointing and torch.is_grad_enabled()
+        layers = [m for m in self.backbone.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.gradient_checkpointing = layer.training = False
 
     def _hidden_whole(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Run whole sequences; padding is on the right, where causality keeps it from mattering."""
@@ -422,6 +447,7 @@ class LLMPolicy(ActorCriticPolicy):
             "lora": self.lora,
             "adapter": self.adapter,
             "temperature": self.temperature,
+            "gradient_checkpointing": self.gradient_checkpointing,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from llm_gym.models.load import load_tokenizer
-from speed_rows import decoding, environment, grpo, update
+from speed_rows import decoding, environment, grpo, scoring, update
 from speed_rows.common import MODEL
 
 ROWS = {
@@ -30,6 +30,7 @@ ROWS = {
     "S6": decoding.growth,
     "S6-rows": decoding.throughput,
     "S7": update.share,
+    "scoring": scoring.candidates,
     "linear": decoding.linear,
     "start": environment.start,
 }

@@ -131,6 +131,28 @@ def naive_answer(policy, obs, actions):
     return log_probs[torch.arange(4), actions], values, -(log_probs.exp() * log_probs).sum(-1)
 
 
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(env, tiny_model) -> None:
+    obs = env.reset()
+    lengths = (obs["roles"] > 0).sum(1)
+    answer = np.arange(20, 50)
+    segments = [
+        Segment(ids[:length], answer, np.ones(len(answer), bool))
+        for ids, length in zip(obs["input_ids"], lengths, strict=True)
+    ]
+    found, kept = [], []
+    for checkpointing in (False, True):
+        policy = tiny.make_policy(env, tiny_model, gradient_checkpointing=checkpointing)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            log_probs, entropies = policy.packed_stats(pack(segments))
+        (log_probs.sum() + entropies.sum()).backward()
+        found.append(tiny.gradients(policy))
+        kept.append(sum(sizes))
+        check(policy, obs)  # decoding goes on with its cache
+    tiny.assert_same(*found)
+    assert kept[1] < kept[0] / 3
+
+
 def test_a_rollout_runs_one_token_a_row(env, policy) -> None:
     obs = env.reset()
     with torch.no_grad():
