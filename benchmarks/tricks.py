@@ -23,6 +23,7 @@ from llm_gym.feedback import build
 from llm_gym.feedback.reference import FUNCTION_WORDS
 from llm_gym.feedback.rules import words
 from llm_gym.registration import find_task
+from llm_gym.tasks.knowledge_graph import SHOWN_FACTS
 
 Rows = list[dict[str, Any]]
 
@@ -52,7 +53,7 @@ def graph_tricks(rows: Rows, i: int, instruction: str) -> dict[str, str]:
         "first triple, five times": lines(triples[:1] * 5),
         "reference twice": lines(triples + triples),
         "reference and three false ones": lines(triples + [["Lena Park", "born in", "Oakham"], *pairs[:2]]),
-        "the instruction's example": "Lena Park | born in | Oakham",
+        "the instruction's example": SHOWN_FACTS,
         "bars only": "| | |\n" * 4,
     }
 
