@@ -52,7 +52,8 @@ class Retrieval(Task):
     C = `max_prompt_tokens + 3 * max_new_tokens + 2 * 192`, for three queries and two lists of results.
 
     ## Starting State
-    The prompt: the instruction, a worked example and a need drawn from the split, or the one that `reset(options={"example": id})` names.
+    The prompt: the instruction, a worked example and a need drawn from the split, or the one that
+    `reset(options={"example": id})` names.
 
     ## Rewards
     0 within a turn; when a turn ends, the feedback's value for it, divided by the most turns there can be (three). By
