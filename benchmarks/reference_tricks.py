@@ -12,6 +12,7 @@ import numpy as np
 from llm_gym.feedback.answers import ABSTENTION
 from llm_gym.feedback.reference import FUNCTION_WORDS
 from llm_gym.feedback.rules import sentences, words
+from llm_gym.tasks.knowledge_graph import SHOWN_FACTS
 from llm_gym.tasks.sentiment import answer
 
 Row = dict[str, Any]
@@ -96,7 +97,7 @@ def knowledge_graph(row: Row, rows: list[Row]) -> dict[str, str]:
         "first triple, five times": _lines(triples[:1] * 5),
         "reference twice": _lines(triples + triples),
         "reference and three false ones": _lines([*triples, ["Lena Park", "born in", "Oakham"], *pairs[:2]]),
-        "the instruction's example": "Lena Park | born in | Oakham",
+        "the instruction's example": SHOWN_FACTS,
         "bars only": "| | |\n" * 4,
     }
 

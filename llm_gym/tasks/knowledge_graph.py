@@ -44,6 +44,9 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "flows into": ("mouth of the watercourse", "empties into", "runs into"),
 }
 """The relations, and the names that count as theirs."""
+SHOWN = "Lena Park was born in Oakham. She runs Park Mills, a firm that makes rope."
+SHOWN_FACTS = "Lena Park | born in | Oakham\nLena Park | leads | Park Mills\nPark Mills | produces | rope"
+"""The example in the prompt; small models do not find the format without one."""
 SYMMETRIC = frozenset({"married to", "sibling of"})
 CANONICAL = {name: relation for relation, names in RELATIONS.items() for name in (relation, *names)}
 
@@ -121,7 +124,7 @@ class KnowledgeGraph(Task):
     C = `max_prompt_tokens + max_new_tokens`.
 
     ## Starting State
-    The prompt: the instruction and a passage drawn from the split, or the one that
+    The prompt: the instruction, a worked example and a passage drawn from the split, or the one that
     `reset(options={"example": id})` names.
 
     ## Rewards
@@ -161,8 +164,7 @@ class KnowledgeGraph(Task):
     verifiable = True
     instruction = (
         "List the facts in this text, one a line, as subject | relation | object. Names as in the text; relations such "
-        "as works for, founded, owns, leads, located in, part of, lives in, married to, wrote, created, won. "
-        "Example: Lena Park | born in | Oakham"
+        "as works for, founded, owns, leads, located in, part of, lives in, married to, wrote, created, won."
     )
     public = {
         "web_nlg": HubData("GEM/web_nlg:en", {"passage": "target", "triples": "input"}),
@@ -170,12 +172,20 @@ class KnowledgeGraph(Task):
     }
     feedback = {"triple_f1": {"weight": 6.0}, "triple_pairs": {"weight": 3.0}, "triple_format": {"weight": 1.0}}
     judge = {"chrf": {"weight": 1 / 2}, "reference_similarity": {"weight": 1 / 2}}
-    max_prompt_tokens = 256
+    max_prompt_tokens = 320
     max_new_tokens = 80
+
+    def messages(self, instruction: str, source: str, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the chat that opens an episode: a worked example, then the passage."""
+        return [
+            {"role": "user", "content": f"{instruction}\n\n{SHOWN}"},
+            {"role": "assistant", "content": SHOWN_FACTS},
+            {"role": "user", "content": source},
+        ]
 
     def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
         """Return the prompt for a base model that has no chat template."""
-        return f"{instruction}\n\nText:\n{source}\n\nFacts:\n"
+        return f"{instruction}\n\nText:\n{SHOWN}\n\nFacts:\n{SHOWN_FACTS}\n\nText:\n{source}\n\nFacts:\n"
 
     def reference(self, example: dict[str, Any]) -> str:
         """Return the triples, a line each."""

@@ -11,6 +11,7 @@ from llm_gym.tasks.base import Task
 SHOWN, FIRST_WORDS = 5, 8
 DOCUMENTS = "retrieval_documents"
 NOTHING = "No results."
+WANTED, WRITTEN = "Water keeps falling from it into the basin, even at night.", "dripping tap washer replace"
 ASKING = "Write a better query, or done."
 
 
@@ -51,7 +52,8 @@ class Retrieval(Task):
     C = `max_prompt_tokens + 3 * max_new_tokens + 2 * 192`, for three queries and two lists of results.
 
     ## Starting State
-    The prompt: the instruction and a need drawn from the split, or the one that `reset(options={"example": id})` names.
+    The prompt: the instruction, a worked example and a need drawn from the split, or the one that
+    `reset(options={"example": id})` names.
 
     ## Rewards
     0 within a turn; when a turn ends, the feedback's value for it, divided by the most turns there can be (three). By
@@ -101,7 +103,7 @@ class Retrieval(Task):
     partner = ENGINES[0]
     instruction = (
         "Write a short search query that finds documents for this need: a few key words that such documents would "
-        "contain, nothing else. Example: dripping tap washer"
+        "contain, nothing else."
     )
     feedback = {"ndcg": {"weight": 30.0}, "refinement": {"weight": -1.5}, "excess": {"weight": -3.0}}
     judge = {"chrf": {"weight": 1 / 2}, "reference_similarity": {"weight": 1 / 2}}
@@ -116,9 +118,17 @@ class Retrieval(Task):
         missing = [name for name in example["relevant"] if name not in shared_index(documents).places]
         return f"'relevant' has {missing[0]!r}, which is no document of {documents}" if missing else None
 
+    def messages(self, instruction: str, source: str, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the chat that opens an episode: a worked example, then the need."""
+        return [
+            {"role": "user", "content": f"{instruction}\n\n{WANTED}"},
+            {"role": "assistant", "content": WRITTEN},
+            {"role": "user", "content": source},
+        ]
+
     def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
         """Return the prompt for a base model that has no chat template."""
-        return f"{instruction}\n\nNeed: {source}\n\nYou:"
+        return f"{instruction}\n\nNeed: {WANTED}\n\nYou: {WRITTEN}\n\nNeed: {source}\n\nYou:"
 
     def reply(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
         """Return the list of results and how to go on, or None where the agent has ended the search."""
