@@ -232,7 +232,7 @@ class LLMPolicy(ActorCriticPolicy):
         layers = [m for m in self.backbone.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
         for layer in layers:
             layer.gradient_checkpointing = layer.training = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
         try:
             yield
         finally:

@@ -102,7 +102,7 @@ def _completed(rows: list[dict[str, Any]], group: str | None) -> list[dict[str, 
     groups: dict[bytes, list[dict[str, Any]]] = {}
     for row in rows:
         if row["split"] == "train":
-            groups.setdefault(_digest(row.get(group, row)), []).append(row)
+            groups.setdefault(_digest(row[group] if group in row else row), []).append(row)
     share = max(1, sum(map(len, groups.values())) // 10)
     order = iter(sorted(groups))
     for split in missing:

@@ -30,7 +30,6 @@ class Task:
         max_new_tokens: Default cap of a turn.
         max_turns: The most turns an agent can have; more than one makes the task a conversation.
         max_reply_tokens: Tokens that the context has for each reply of the partner.
-        verifiable: The reference is ground truth that training feedback may read.
         partners: Names of the partners that the task itself plays; where `script` is among them, a language model may
             speak in its place.
         partner: The one of them that plays.
@@ -51,7 +50,6 @@ class Task:
     max_new_tokens: ClassVar[int] = 48
     max_turns: ClassVar[int] = 1
     max_reply_tokens: ClassVar[int] = 0
-    verifiable: ClassVar[bool] = False
     partners: ClassVar[tuple[str, ...]] = ("script",)
     partner: str = "script"
 
