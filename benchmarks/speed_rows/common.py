@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from agents import LLMPolicy
+from llm_gym.models.load import load_causal_lm
 
 MODEL = "smollm2-135m"
 WORDS = "river council paper winter market harbour letter garden engine window teacher station bridge story".split()
@@ -28,6 +29,16 @@ def write_documents(folder: Path, count: int) -> str:
     path = folder / "documents.jsonl"
     path.write_text("".join(json.dumps({"id": f"d{i}", "document": text}) + "\n" for i, text in enumerate(texts)))
     return str(path)
+
+
+def write_adapter(folder: Path) -> str:
+    """Write an adapter for both sides to begin with, rank 8 on the query and value layers, and return its folder."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    get_peft_model(load_causal_lm(MODEL, device="cpu"), config).save_pretrained(folder, save_embedding_layers=False)
+    return str(folder)
 
 
 def make_envs(rows: int, prompt: int, new: int, documents: int | None = None, **kwargs: Any) -> Any:

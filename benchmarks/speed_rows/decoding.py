@@ -30,7 +30,9 @@ def equal(repeat: int) -> dict[str, Any]:
     mine, others = seconds(ours, repeat), seconds(_generate(envs, envs.example_ids, lengths), repeat)
     tokens, chances = np.stack(written, 2)
     what = "32 prompts of 128 tokens, 32 new each, through env.step: seconds against transformers' generate"
-    return against(what, mine, others, **_difference(envs, tokens[0].astype(int), chances[0], envs.example_ids[0]))
+    return against(
+        what, mine, others, **_difference(envs, tokens[0].astype(int), chances[0], envs.example_ids[0], unstopped=True)
+    )
 
 
 def ragged(repeat: int) -> dict[str, Any]:
@@ -91,13 +93,20 @@ def _generate(envs: Any, examples: list[str], lengths: np.ndarray) -> Any:
     return generate
 
 
-def _difference(envs: Any, tokens: np.ndarray, chances: np.ndarray, example: str) -> dict[str, float]:
-    """Return how far our log-probabilities of a text are from a plain forward pass of it."""
+def _difference(
+    envs: Any, tokens: np.ndarray, chances: np.ndarray, example: str, unstopped: bool = False
+) -> dict[str, float]:
+    """Return how far our log-probabilities of a text are from a plain forward pass of it.
+
+    With `unstopped`, others stood in the text for the stop tokens that were chosen.
+    """
     envs.reset(options={"example": example})
     prompt = envs.observation()["input_ids"][0, : envs.length(0)]
     model = load_causal_lm(MODEL, device="cpu").eval()
     with torch.no_grad():
-        whole = torch.from_numpy(np.concatenate([prompt, _unstopped(envs, tokens)]).astype(np.int64))[None]
+        whole = torch.from_numpy(
+            np.concatenate([prompt, _unstopped(envs, tokens) if unstopped else tokens]).astype(np.int64)
+        )[None]
         logits = model(whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     expected = logits[torch.arange(len(tokens)), torch.from_numpy(tokens.astype(np.int64))]
     return {"log-probabilities differ by": float((expected - torch.from_numpy(chances)).abs().max())}

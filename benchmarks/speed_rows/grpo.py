@@ -20,7 +20,7 @@ from agents import GRPO, LLMPolicy, make_vec_env
 from llm_gym.episode import Episode
 from llm_gym.feedback import Scorer
 from llm_gym.models.load import load_causal_lm, load_tokenizer
-from speed_rows.common import MODEL, against, write_documents
+from speed_rows.common import MODEL, against, write_adapter, write_documents
 
 PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS = 4, 8, 160, 32
 LEARNING_RATE = 1e-5
@@ -66,16 +66,6 @@ def _in_a_process(side: str, repeat: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _adapter(folder: Path) -> str:
-    """Write the adapter that both sides begin with: rank 8 on the query and value layers."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    get_peft_model(load_causal_lm(MODEL, device="cpu"), config).save_pretrained(folder, save_embedding_layers=False)
-    return str(folder)
-
-
 def _envs(folder: Path) -> Any:
     return make_vec_env(
         "TextSummary-v0",
@@ -97,7 +87,7 @@ def _algorithm(folder: Path) -> GRPO:
         kl_coef=0.0,
         token_coef=0.0,
         seed=0,
-        policy_kwargs={"model": MODEL, "lora": 8, "adapter": _adapter(folder / "adapter")},
+        policy_kwargs={"model": MODEL, "lora": 8, "adapter": write_adapter(folder / "adapter")},
     )
 
 
@@ -160,7 +150,7 @@ def _trainer(folder: Path, adapter: str, steps: int) -> Any:
 def _theirs(folder: Path, repeat: int) -> dict[str, Any]:
     from transformers import TrainerCallback
 
-    trainer = _trainer(folder, _adapter(folder / "adapter"), WARM_UP + repeat)
+    trainer = _trainer(folder, write_adapter(folder / "adapter"), WARM_UP + repeat)
     times, tokens = [time.perf_counter()], []
 
     class Clock(TrainerCallback):

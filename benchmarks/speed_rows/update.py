@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from agents import LLMPolicy, SequenceRolloutBuffer
 from agents.vec_env import GymVecEnv
 from llm_gym.models.packing import Segment, pack
-from speed_rows.common import MODEL, against, make_envs, make_policy, seconds
+from speed_rows.common import MODEL, against, make_envs, make_policy, seconds, write_adapter
 
 EPISODES, PROMPT, NEW = 4, 64, 64
 
@@ -59,26 +61,8 @@ class BothBuffers(SequenceRolloutBuffer):
 
 def stock_ppo(repeat: int) -> dict[str, Any]:
     """Seconds and tokens of one epoch of unmodified PPO on the same rollout, weights and order."""
-    envs = make_envs(EPISODES, PROMPT, NEW, documents=EPISODES)
-    envs._stops[:] = False  # every episode has 64 tokens
-    model = PPO(
-        LLMPolicy,
-        GymVecEnv(envs),
-        rollout_buffer_class=BothBuffers,
-        n_steps=NEW,
-        batch_size=NEW,
-        n_epochs=1,
-        gamma=1.0,
-        learning_rate=1e-5,
-        max_grad_norm=1e9,
-        seed=0,
-        policy_kwargs={"model": MODEL},
-    )
-    with torch.no_grad():  # adapters start as zeros; make every gradient flow
-        for name, p in model.policy.named_parameters():
-            if p.requires_grad and ("lora_B" in name or "value_head" in name):
-                p.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
-    model.set_logger(configure(None, []))
+    with tempfile.TemporaryDirectory() as folder:
+        model = _model(write_adapter(Path(folder)))
     _, callback = model._setup_learn(EPISODES * NEW)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, NEW)
     buffers = {"ours": model.rollout_buffer, "theirs": model.rollout_buffer.stock}
@@ -99,6 +83,31 @@ def stock_ppo(repeat: int) -> dict[str, Any]:
             "bytes a transition": [_size(buffers["ours"]), _size(buffers["theirs"])],
         },
     )
+
+
+def _model(adapter: str) -> Any:
+    """Return PPO over episodes of 64 tokens each, with an adapter that does something."""
+    envs = make_envs(EPISODES, PROMPT, NEW, documents=EPISODES)
+    envs._stops[:] = False
+    model = PPO(
+        LLMPolicy,
+        GymVecEnv(envs),
+        rollout_buffer_class=BothBuffers,
+        n_steps=NEW,
+        batch_size=NEW,
+        n_epochs=1,
+        gamma=1.0,
+        learning_rate=1e-5,
+        max_grad_norm=1e9,
+        seed=0,
+        policy_kwargs={"model": MODEL, "lora": 8, "adapter": adapter},
+    )
+    with torch.no_grad():  # adapters start as zeros; make every gradient flow
+        for name, p in model.policy.named_parameters():
+            if p.requires_grad and ("lora_B" in name or "value_head" in name):
+                p.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    model.set_logger(configure(None, []))
+    return model
 
 
 def _update(model: Any, buffer: Any) -> dict[str, Any]:
