@@ -30,9 +30,8 @@ def equal(repeat: int) -> dict[str, Any]:
     mine, others = seconds(ours, repeat), seconds(_generate(envs, envs.example_ids, lengths), repeat)
     tokens, chances = np.stack(written, 2)
     what = "32 prompts of 128 tokens, 32 new each, through env.step: seconds against transformers' generate"
-    return against(
-        what, mine, others, **_difference(envs, tokens[0].astype(int), chances[0], envs.example_ids[0], unstopped=True)
-    )
+    difference = _difference(envs, tokens[0].astype(int), chances[0], envs.example_ids[0], unstopped=True)
+    return against(what, mine, others, **difference)
 
 
 def ragged(repeat: int) -> dict[str, Any]:
@@ -104,9 +103,8 @@ def _difference(
     prompt = envs.observation()["input_ids"][0, : envs.length(0)]
     model = load_causal_lm(MODEL, device="cpu").eval()
     with torch.no_grad():
-        whole = torch.from_numpy(
-            np.concatenate([prompt, _unstopped(envs, tokens) if unstopped else tokens]).astype(np.int64)
-        )[None]
+        read = _unstopped(envs, tokens) if unstopped else tokens
+        whole = torch.from_numpy(np.concatenate([prompt, read]).astype(np.int64))[None]
         logits = model(whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     expected = logits[torch.arange(len(tokens)), torch.from_numpy(tokens.astype(np.int64))]
     return {"log-probabilities differ by": float((expected - torch.from_numpy(chances)).abs().max())}
