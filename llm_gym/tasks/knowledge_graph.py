@@ -46,7 +46,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
 """The relations, and the names that count as theirs."""
 SHOWN = "Lena Park was born in Oakham. She runs Park Mills, a firm that makes rope."
 SHOWN_FACTS = "Lena Park | born in | Oakham\nLena Park | leads | Park Mills\nPark Mills | produces | rope"
-"""The example in the prompt; small models do not find the format without one."""
+"""The example in the prompt; without one the untrained SmolLM2-135M found no triple."""
 SYMMETRIC = frozenset({"married to", "sibling of"})
 CANONICAL = {name: relation for relation, names in RELATIONS.items() for name in (relation, *names)}
 
