@@ -25,14 +25,17 @@ def token_stats(
         chunk: Tokens whose logits exist at a time.
     """
     if not torch.is_grad_enabled() or weight.requires_grad or (bias is not None and bias.requires_grad):
-        parts = [_again(_stats, h, weight, bias, t) for h, t in _chunks(hidden, tokens, chunk)]
-        log_probs, entropies = zip(*parts, strict=True)
-        return torch.cat(log_probs), torch.cat(entropies)
+        return _joined([_again(_stats, h, weight, bias, t) for h, t in _chunks(hidden, tokens, chunk)])
     return _FrozenHead.apply(hidden, weight, bias, tokens, chunk)
 
 
 def _chunks(hidden: torch.Tensor, tokens: torch.Tensor, chunk: int) -> Any:
     return zip(hidden.split(chunk), tokens.split(chunk), strict=True)
+
+
+def _joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    log_probs, entropies = zip(*parts, strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
 
 
 def _again(function: Any, *arguments: Any) -> Any:
@@ -61,8 +64,7 @@ class _FrozenHead(torch.autograd.Function):
             slopes.append(weight[t] - (shares @ weight) / total)
         ctx.save_for_backward(hidden, weight, bias, torch.cat(slopes))
         ctx.chunk = chunk
-        log_probs, entropies = zip(*parts, strict=True)
-        return torch.cat(log_probs), torch.cat(entropies)
+        return _joined(parts)
 
     @staticmethod
     @once_differentiable

@@ -48,8 +48,8 @@ class LLMPolicy(ActorCriticPolicy):
         lora: Rank of the adapters on all linear layers; None trains every weight.
         adapter: Folder of a saved adapter to start from.
         temperature: Of sampling, and of every log-probability.
-        gradient_checkpointing: Compute the inside of each layer again for the gradient instead of keeping it: about a
-            quarter more time for a fraction of the memory (Chen et al. 2016). It does not change the gradient.
+        gradient_checkpointing: Compute the inside of each layer again for the gradient instead of keeping it: more
+            time, less memory (Chen et al. 2016). It does not change the gradient.
         use_sde: Must be False; SB3 passes it.
         optimizer_class: SB3's argument.
         optimizer_kwargs: SB3's argument.

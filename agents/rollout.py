@@ -33,6 +33,8 @@ def play(
     Returns:
         The finished episodes in order, with the log-probabilities of what was written; None if `on_step` stopped.
     """
+    if not examples:
+        return []
     seats = np.full(envs.num_envs, -1)  # which of the examples a row is about
     seats[: len(examples)] = np.arange(min(len(examples), len(seats)))
     envs.reset(options={"example": [examples[max(0, seat)] for seat in seats]})
