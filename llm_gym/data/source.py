@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant"})
+LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant", "liked", "disliked", "held_out"})
 """Columns that hold a list of strings."""
 MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
 """Those of them in which an empty list says something."""
