@@ -25,6 +25,7 @@ from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
 from agents.head import constrained_stats, token_stats
 from agents.mask import Allowed, along, following, masked, open_states, reached
+from llm_gym.choices import Constraint, State
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Packed, check_attention
 
@@ -88,7 +89,7 @@ class LLMPolicy(ActorCriticPolicy):
         self.actions, self.capacity = int(action_space.n), observation_space["input_ids"].shape[0]  # type: ignore[attr-defined, index]
         self.gradient_checkpointing = gradient_checkpointing
         self._stop_ids = list(getattr(action_space, "stop_ids", ()))
-        self._constraint = getattr(action_space, "constraint", None)
+        self._constraint: Constraint | None = getattr(action_space, "constraint", None)
         self._build_model()
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = optimizer_class(trainable, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
@@ -376,13 +377,15 @@ class LLMPolicy(ActorCriticPolicy):
         lengths = (obs["roles"][rows] > 0).sum(1)
         with torch.no_grad():
             hidden = self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
-            states = self._constraint and reached(self._constraint, obs["input_ids"][rows], obs["roles"][rows])
+            states: list[State | None] | None = None
+            if self._constraint is not None:
+                states = reached(self._constraint, obs["input_ids"][rows], obs["roles"][rows])
             for place in range(most):
-                logits = masked(self._decoded_logits(hidden), states and open_states(states))
+                logits = masked(self._decoded_logits(hidden), None if states is None else open_states(states))
                 chosen, chances = self._choose(logits, deterministic)
                 tokens[running, place], log_probs[running, place] = chosen.cpu().numpy(), chances.cpu().numpy()
                 going_on = (left[running] > place + 1) & ~np.isin(tokens[running, place], self._stop_ids)
-                states = states and following(states, tokens[running, place], going_on)
+                states = None if states is None else following(states, tokens[running, place], going_on)
                 running = running[going_on]
                 if not len(running):
                     break

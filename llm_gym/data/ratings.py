@@ -61,11 +61,11 @@ def join(
     titles: dict[str, dict[str, str]] = {}
     people: dict[str, dict[str, float]] = {}
     user, rating, item = (_column(ratings[0], name, columns or {}, data) for name in ("user", "rating", "item"))
-    for row in ratings:
-        described = about.get(str(row[item]), {}) if items is not None else _described(row, columns or {}, data)
+    for given in ratings:
+        described = about.get(str(given[item]), {}) if items is not None else _described(given, columns or {}, data)
         if described.get("title"):
             titles.setdefault(described["title"], described)
-            people.setdefault(str(row[user]), {})[described["title"]] = float(row[rating])
+            people.setdefault(str(given[user]), {})[described["title"]] = float(given[rating])
     rows = [row for name, stars in people.items() if (row := _person(name, stars, folder / "items.jsonl"))]
     if not rows:
         raise LLMGymError(f"nobody in {data} gave {2 * HELD_OUT} titles {LIKED} stars or more; give more ratings")

@@ -135,7 +135,9 @@ class TextVectorEnv(VectorEnv):
         self._stops[list(stops)] = True
         digest = fingerprint(self.tokenizer)
         constraint = Constraint(digest) if self.task.constrained else None
-        self._limits = constraint and Limits(self.task, self.tokenizer, stops, constraint, self.num_envs)
+        self._limits: Limits | None = None
+        if constraint is not None:
+            self._limits = Limits(self.task, self.tokenizer, stops, constraint, self.num_envs)
         self.single_action_space = Vocabulary(size, tokenizer, digest, stops, constraint)
         self.single_observation_space = spaces.Dict(
             {
@@ -352,14 +354,16 @@ class TextVectorEnv(VectorEnv):
         It has the name and form that sb3-contrib's `MaskablePPO` asks for. A row that has ended takes any action.
         """
         masks = np.ones((self.num_envs, len(self._stops)), np.int8)
-        for row in () if self._limits is None else np.flatnonzero(~self._done):
-            masks[row] = self._limits.mask(row)
+        if self._limits is not None:
+            for row in np.flatnonzero(~self._done).tolist():
+                masks[row] = self._limits.mask(row)
         return masks
 
     def _add_masks(self, infos: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
         """Add what may be written in `rows`, where the task constrains it."""
-        for row in () if self._limits is None else rows:
-            infos = self._add_info(infos, {"action_mask": self._limits.mask(row)}, int(row))
+        if self._limits is not None:
+            for row in rows.tolist():
+                infos = self._add_info(infos, {"action_mask": self._limits.mask(row)}, row)
         return infos
 
     def encode(self, row: int, text: str) -> list[int]:

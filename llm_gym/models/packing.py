@@ -54,7 +54,8 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         """Return the batch on `device`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
     @property
     def tokens(self) -> int:
