@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from agents.policy import LLMPolicy
-from agents.reference import ReferenceAgent
 from llm_gym.episode import Episode
 
 STRIDE = 16  # tokens that a policy writes between two looks at which rows are free
 
 
+class Agent(Protocol):
+    """Whoever writes texts in a vector environment."""
+
+    def write(
+        self, obs: dict[str, np.ndarray], rows: np.ndarray, most: int, deterministic: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write up to `most` tokens into each of `rows`; see `LLMPolicy.write`."""
+
+
 def play(
-    policy: LLMPolicy | ReferenceAgent,
+    policy: Agent,
     envs: Any,
     examples: Sequence[str],
     deterministic: bool = False,

@@ -32,6 +32,7 @@ class Episode:
             is that turn's, are what scorers see of a conversation.
         reward: The value that the feedback gave, or None before scoring.
         parts: The named parts of that value.
+        turn_rewards: What each of the agent's turns was worth, in order; their sum is `reward`.
         token_rewards: float32 `(T,)`, the share of `reward` that single tokens caused, each where it arose, or None;
             what is left of `reward` is about the text as a whole.
     """
@@ -49,6 +50,7 @@ class Episode:
     over: bool = True
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    turn_rewards: list[float] = field(default_factory=list)
     token_rewards: np.ndarray | None = None
 
     @property

@@ -41,6 +41,19 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return pearson(ranks(x), ranks(y))
 
 
+def trend(values: np.ndarray) -> float:
+    """Return the t value of the slope of a line through values that follow each other, 0 without any slope.
+
+    >>> round(trend(np.array([0.0, 1.0, 1.0, 2.0])), 3)
+    4.243
+    """
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    slope = float(x @ values / (x @ x))
+    left = values - values.mean() - slope * x
+    spread = np.sqrt(left @ left / (len(values) - 2) / (x @ x))
+    return float(slope / max(spread, 1e-12)) if slope else 0.0
+
+
 def isotonic(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return the rising function nearest to `y` at `x` by least squares, linear between points and flat outside.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 
 from llm_gym.envs.prompts import special_tokens
 from llm_gym.episode import Episode
@@ -35,6 +36,12 @@ class ScriptedPartner(Partner):
         return [self.task.reply(turn.example, turn.turns) for turn in turns]
 
 
+@cache
+def _reactions(model: str) -> Memory:
+    """Return the process-wide memory of what a model said; a reaction follows from its prompt, whichever task asks."""
+    return Memory(f"reactions/{model}")
+
+
 class ModelPartner(Partner):
     """Reacts through a language model, and then says what the scenario has it say.
 
@@ -60,7 +67,7 @@ class ModelPartner(Partner):
                 f"partner={model!r} has no chat template, which a partner needs; choose an instruct model"
             )
         self._special = special_tokens(self.tokenizer)
-        self._known = Memory()
+        self._known = _reactions(model)
 
     def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
         """Return a reaction and the line of the script each."""

@@ -415,6 +415,7 @@ class TextVectorEnv(VectorEnv):
                     "a reward must be finite: mend or remove that part"
                 )
             turn.reward = float(score.value) / self.task.max_turns
+            turn.turn_rewards = [turn.reward]
             turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
             turn.token_rewards = self._token_rewards(turn, score.placed)
             if turn.over and ended.whole is not turn:
@@ -445,6 +446,20 @@ class TextVectorEnv(VectorEnv):
     def length(self, row: int) -> int:
         """Return how many tokens `row` holds."""
         return int(self._length[row])
+
+    def as_turn(self, row: int, ids: np.ndarray) -> Episode:
+        """Return the record, unscored, of a turn that would consist of `ids` if the agent wrote them now in `row`."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        start, end = self._prompt_length[row], self._length[row]
+        return self.task.episode(
+            self.examples[self._example[row]],
+            text,
+            prompt_ids=self._ids[row, :start].copy(),
+            response_ids=np.concatenate([self._ids[row, start:end], ids]).astype(np.int32),
+            agent_mask=np.concatenate([self._roles[row, start:end] == WRITTEN, np.ones(len(ids), bool)]),
+            finish_reason="stop" if self._stops[ids[-1]] else "length",
+            turns=[*self._turns[row], {"role": "agent", "text": text}],
+        )
 
     def reply(self, row: int) -> str | None:
         """Return what the partner said after the agent's last turn in `row`, or None."""
@@ -492,7 +507,8 @@ class TextVectorEnv(VectorEnv):
 
 def _sum_up(whole: Any, turns: list[Any]) -> None:
     """Give an episode the sum of its turns' rewards."""
-    whole.reward = sum(turn.reward for turn in turns)
+    whole.turn_rewards = [turn.reward for turn in turns]
+    whole.reward = sum(whole.turn_rewards)
     whole.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
     whole.token_rewards = np.zeros(len(whole.response_ids), np.float32)
     for turn in turns:

@@ -28,7 +28,7 @@ class LanguageModel:
 
     def __init__(self, model: str = "smollm2-135m") -> None:
         self.model = model
-        self._known = Memory()
+        self._known = Memory(f"likelihood/{model}")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(context, text)` the mean natural log-probability of the text's tokens.

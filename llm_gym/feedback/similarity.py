@@ -24,7 +24,7 @@ class Embedder:
 
     def __init__(self, model: str = "minilm-l6") -> None:
         self.model = model
-        self._known = Memory()
+        self._known = Memory(f"embedding/{model}")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(len(texts), D)`; an empty text is the zero vector."""
