@@ -10,6 +10,7 @@ import stable_baselines3 as sb3
 import yaml
 
 from agents.a2c import A2C
+from agents.buffer import SequenceRolloutBuffer
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
 from agents.policy_gradient import PolicyGradient
@@ -98,22 +99,28 @@ def learning_rate(value: Any) -> Any:
         raise LLMGymError(f"learning_rate={value!r} is neither a number nor of the form lin_3e-4") from error
 
 
+def with_lengths(algo: str, settings: dict[str, Any], env: Any) -> dict[str, Any]:
+    """Return settings in which Stable-Baselines3's own algorithms know how long a rollout and a minibatch are.
+
+    Where it is not set, `n_steps` is the environment's longest text, `batch_size` a quarter of the rollout.
+    """
+    if issubclass(ALGORITHMS[algo], PolicyGradient):
+        return settings
+    longest = env.get_attr("max_new_tokens")[0] * env.get_attr("task")[0].max_turns
+    found = {"n_steps": longest, **settings}
+    return {"batch_size": env.num_envs * found["n_steps"] // 4, **found} if algo == "sb3-ppo" else found
+
+
 def make_algorithm(algo: str, env: Any, settings: dict[str, Any], seed: int) -> Any:
     """Return an algorithm, ready to learn.
 
     Args:
         algo: A key of `ALGORITHMS`.
         env: From `make_vec_env`.
-        settings: From `hyperparameters`, without `n_envs`, its `policy_kwargs` complete.
+        settings: From `hyperparameters`, without `n_envs`, complete by `with_lengths`, its `policy_kwargs` too.
         seed: Of everything drawn.
     """
-    from agents.buffer import SequenceRolloutBuffer
-
-    settings = {**settings, "learning_rate": learning_rate(settings["learning_rate"])}
     cls = ALGORITHMS[algo]
-    if not issubclass(cls, PolicyGradient):
-        settings.setdefault("n_steps", env.get_attr("max_new_tokens")[0] * env.get_attr("task")[0].max_turns)
-        if algo == "sb3-ppo":
-            settings.setdefault("batch_size", env.num_envs * settings["n_steps"] // 4)
-        settings["rollout_buffer_class"] = SequenceRolloutBuffer
+    stock = {} if issubclass(cls, PolicyGradient) else {"rollout_buffer_class": SequenceRolloutBuffer}
+    settings = {**settings, **stock, "learning_rate": learning_rate(settings["learning_rate"])}
     return cls(LLMPolicy, env, seed=seed, verbose=0, **settings)

@@ -162,8 +162,8 @@ def _divergence(facts: dict[str, Any]) -> list[str]:
     if facts.get("diverged") is None:
         return []
     return [
-        f"From update {facts['diverged']} on training feedback rose while the second judge fell, the mark of feedback "
-        "that is being hacked: read the texts before you trust it."
+        f"From update {facts['diverged']} on training feedback rose while the second judge fell, the mark of a "
+        "feedback that is being hacked: read the texts before you trust it."
     ]
 
 

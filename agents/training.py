@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 import llm_gym
 from agents import checkpoint
-from agents.algorithms import hyperparameters, make_algorithm
+from agents.algorithms import hyperparameters, make_algorithm, with_lengths
 from agents.curve import draw_curve
 from agents.evaluate import (
     ADAPTER,
@@ -239,8 +239,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 
 def _make_model(config: dict[str, Any]) -> Any:
-    """Return the algorithm, ready to learn."""
+    """Return the algorithm, ready to learn; the config is made complete."""
     env = make_vec_env(config["env"], n_envs=config["n_envs"], split="train", **config["env_kwargs"])
+    config["settings"] = with_lengths(config["algo"], config["settings"], env)
     policy_kwargs = {name: value for name, value in config["policy"].items() if name != "hub_id"}
     return make_algorithm(config["algo"], env, {**config["settings"], "policy_kwargs": policy_kwargs}, config["seed"])
 

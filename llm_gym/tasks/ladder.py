@@ -69,8 +69,8 @@ class Rung(Task):
     max_prompt_tokens = 24
 
     def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
-        """Return what is given, and an arrow."""
-        return f"{source} ="
+        """Return what is given and nothing more, so that a small model has it before its eyes."""
+        return source
 
 
 class CopySymbol(Rung):
