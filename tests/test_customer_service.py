@@ -237,7 +237,7 @@ def test_insults_are_ruder_than_the_authors_turns_and_a_search_is_neither() -> N
     assert sum(one.value < other.value for one, other in pairs) >= 0.9 * len(episodes)
     search, nothing = (Episode(ROW, ROW["opening"], text) for text in (QUERY, ""))
     assert [s.value for s in score([search, nothing])] == [0, 1]
-    assert [s.value for s in build({"speech": {"ceiling": -2.5}})([search, nothing])] == [0, -5.5]
+    assert [s.value for s in build({"speech": {"ceiling": -4.0}})([search, nothing])] == [0, -4]
 
 
 # --- data of one's own --------------------------------------------------------------------------------------

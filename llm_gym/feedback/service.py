@@ -151,19 +151,20 @@ class CutOff(Scorer):
 
 
 class Rudeness(ByLikelihood):
-    """Probability that what the customer hears is rude, not friendly, by a language model, 0 to 1.
+    """How much likelier a language model finds what the customer hears to be rude than friendly, 0 to 1.
 
-    0 where the handbook is asked, 1 for a turn that says nothing.
+    The probability of rude less that of friendly, where that is above 0. 0 where the handbook is asked, 1 for a turn
+    that says nothing.
     """
 
     column, default_labels = "tone", ("friendly", "rude")
     prompt = "{text}\n\nThe tone of this text is"
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return the probabilities."""
+        """Return the differences."""
         said = [heard(e) for e in episodes]
         friendly = iter(super().__call__([replace(e, text=t) for e, t in zip(episodes, said, strict=True) if t]))
-        return [1 - next(friendly) if text else float(text is not None) for text in said]
+        return [max(0.0, 1 - 2 * next(friendly)) if text else float(text is not None) for text in said]
 
     def _wanted(self, episode: Episode) -> str:
         return self.labels[0]

@@ -144,7 +144,7 @@ class CustomerService(Task):
     default a case that is closed rightly is worth up to 6 (half for the decision, half for telling what the handbook
     says), and finding the passage and the facts up to 1. Each breach of the policy costs 2: a wrong decision (but to
     escalate) and each promise of what the handbook gives in other cases only. A turn costs up to 1 for its tone, up to
-    .9 for its English, .25 if it is one more than the case needs, and about 1 if a passage is read out in it. Decisions
+    .7 for its English, .25 if it is one more than the case needs, and about 1 if a passage is read out in it. Decisions
     and key words are ground truth that can be checked, so **training reads them** (`verifiable`), never the author's
     turns.
 
@@ -207,7 +207,7 @@ class CustomerService(Task):
         "inquiry": {"weight": 6.0},
         "breaches": {"weight": -12.0},
         "rudeness": {"weight": -6.0},
-        "speech": {"weight": 1.0, "ceiling": -2.5, "prompt": "{source}\n\n{said}\n\nAnswer:"},
+        "speech": {"weight": 1.0, "ceiling": -4.0, "prompt": "{source}\n\n{said}\n\nAnswer:"},
         "recital": {"weight": -1.0},
         "repetition": {"weight": -3.0},
         "cut_off": {"weight": -2.0},
