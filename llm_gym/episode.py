@@ -27,7 +27,8 @@ class Episode:
         agent_mask: bool `(T,)`, True where the agent wrote the token.
         log_probs: float32 `(T,)`, natural log-probabilities under the policy that acted, or None.
         finish_reason: `stop`, `length`, `context` or `illegal`.
-        turns: What was said, in order, as `{"role": ..., "text": ...}`; roles are `agent` and `partner`.
+        turns: What was said, in order, as `{"role": ..., "text": ...}`; roles are `agent`, `partner`
+            and what else a task lets answer, such as `handbook`.
         over: False in the record of a single turn after which the conversation goes on. Such records, whose `text`
             is that turn's, are what scorers see of a conversation.
         reward: The value that the feedback gave, or None before scoring.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant"})
+LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant", "told", "forbidden", "turns"})
 """Columns that hold a list of strings."""
 MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
 """Those of them in which an empty list says something."""
-OBJECT_COLUMNS = frozenset({"goals"})
+OBJECT_COLUMNS = frozenset({"goals", "asked"})
 """Columns that hold a list of JSON objects."""
 TRIPLE_COLUMNS = frozenset({"triples"})
 """Columns that hold a list of `[subject, relation, object]`; a column that is in none of the three is a string."""

@@ -70,16 +70,19 @@ class ModelPartner(Partner):
         self._known = _reactions(model)
 
     def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
-        """Return a reaction and the line of the script each."""
+        """Return a reaction and the script's line each; where it is not the partner who replies, the line alone."""
         lines = [self.task.reply(turn.example, turn.turns) for turn in turns]
-        prompts = [None if line is None else self._prompt(turn) for turn, line in zip(turns, lines, strict=True)]
+        prompts = [
+            None if line is None or self.task.speaker(turn.turns) != "partner" else self._prompt(turn)
+            for turn, line in zip(turns, lines, strict=True)
+        ]
         new = sorted({prompt for prompt in prompts if prompt is not None and prompt not in self._known}, key=len)
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             for prompt, reaction in zip(batch, self._react(batch), strict=True):
                 self._known[prompt] = reaction
         return [
-            None if prompt is None else f"{self._known[prompt]} {line}".strip()
+            line if prompt is None else f"{self._known[prompt]} {line}".strip()
             for prompt, line in zip(prompts, lines, strict=True)
         ]
 

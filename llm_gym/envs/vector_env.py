@@ -368,7 +368,7 @@ class TextVectorEnv(VectorEnv):
         self._roles[row, start:end] = GIVEN
         self._length[row] = self._turn_start[row] = end
         self._left[row] = self.max_new_tokens
-        self._turns[row].append({"role": "partner", "text": reply})
+        self._turns[row].append({"role": self.task.speaker(self._turns[row]), "text": reply})
         return True
 
     def _record(self, row: int, last: Episode, finish_reason: str) -> Episode:
@@ -464,7 +464,7 @@ class TextVectorEnv(VectorEnv):
     def reply(self, row: int) -> str | None:
         """Return what the partner said after the agent's last turn in `row`, or None."""
         last = self._turns[row][-1]
-        return last["text"] if last["role"] == "partner" else None
+        return last["text"] if last["role"] != "agent" else None
 
     def reference_turn(self, row: int) -> str | None:
         """Return what a person would write now in `row`, if the data has that."""
