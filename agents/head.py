@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from llm_gym.errors import LLMGymError
+
 CHUNK = 256  # tokens whose logits exist at a time: enough to multiply at full speed, 50 MB at 50,000 tokens
+LEGAL = 8192  # legal tokens, of all places together, whose logits exist at a time
 
 
 def token_stats(
@@ -27,6 +32,72 @@ def token_stats(
     if not torch.is_grad_enabled() or weight.requires_grad or (bias is not None and bias.requires_grad):
         return _joined([_again(_stats, h, weight, bias, t) for h, t in _chunks(hidden, tokens, chunk)])
     return _FrozenHead.apply(hidden, weight, bias, tokens, chunk)
+
+
+def constrained_stats(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tokens: torch.Tensor,
+    allowed: Sequence[np.ndarray | None],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `token_stats` does, where only some tokens are legal: the others have no probability and no logits.
+
+    Args:
+        hidden: float32 `(N, H)`, divided by the temperature.
+        weight: Of the output layer, float32 `(V, H)`.
+        bias: Of the output layer, `(V,)` divided by the temperature, or None.
+        tokens: int64 `(N,)`.
+        allowed: For each place the legal tokens, int64 `(k,)`; None for all.
+
+    Raises:
+        LLMGymError: One of `tokens` is illegal.
+    """
+    free = [place for place, ids in enumerate(allowed) if ids is None]
+    bound = [place for place, ids in enumerate(allowed) if ids is not None]
+    parts = [token_stats(hidden[free], weight, bias, tokens[free])] if free else []
+    for places in _filled(bound, allowed):
+        legal: Any = [allowed[place] for place in places]
+        ids = torch.from_numpy(np.concatenate(legal)).to(hidden.device)
+        sizes = torch.tensor([len(some) for some in legal], device=hidden.device)
+        owners = torch.arange(len(places), device=hidden.device).repeat_interleave(sizes)
+        parts.append(_again(_legal_stats, hidden[places], weight, bias, tokens[places], ids, owners))
+    order = np.argsort([*free, *bound])
+    log_probs, entropies = _joined(parts)
+    return log_probs[order], entropies[order]
+
+
+def _filled(places: list[int], allowed: Any) -> Iterator[list[int]]:
+    """Cut places into runs of at most `LEGAL` legal tokens, or of one place."""
+    run: list[int] = []
+    size = 0
+    for place in places:
+        if run and size + len(allowed[place]) > LEGAL:
+            yield run
+            run, size = [], 0
+        run.append(place)
+        size += len(allowed[place])
+    if run:
+        yield run
+
+
+def _legal_stats(
+    hidden: Any, weight: Any, bias: Any, tokens: Any, ids: Any, owners: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies `(n,)` among `ids`, int64 `(k,)`, whose places are `owners`, `(k,)`."""
+    chosen = ids == tokens[owners]
+    if int(chosen.sum()) != len(tokens):
+        wrong = [token for place, token in enumerate(tokens.tolist()) if token not in ids[owners == place]]
+        raise LLMGymError(f"token {wrong[0]} is illegal where it stands; sample it under the task's constraint")
+    logits = (hidden[owners] * weight[ids]).sum(-1)
+    logits = logits if bias is None else logits + bias[ids]
+    nothing = logits.new_zeros(len(tokens))
+    highest = (nothing - torch.inf).scatter_reduce(0, owners, logits.detach(), "amax")
+    logits = logits - highest[owners]
+    shares = logits.exp()
+    total = nothing.index_add(0, owners, shares)
+    mean = nothing.index_add(0, owners, shares * logits) / total
+    return nothing.index_add(0, owners[chosen], logits[chosen]) - total.log(), total.log() - mean
 
 
 def _chunks(hidden: torch.Tensor, tokens: torch.Tensor, chunk: int) -> Any:

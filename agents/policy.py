@@ -23,7 +23,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
-from agents.head import token_stats
+from agents.head import constrained_stats, token_stats
+from agents.mask import Allowed, along, following, masked, open_states, reached
+from llm_gym.choices import Constraint, State
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Packed, check_attention
 
@@ -38,7 +40,8 @@ class LLMPolicy(ActorCriticPolicy):
     Actions are token ids, observations are those of `llm_gym`'s environments. While acting, keys and values are kept
     by environment row, so that `policy(obs)` runs one token a row; the caches are dropped when weights change.
     `evaluate_actions` takes SB3's flat observations, or the `Packed` batches of `SequenceRolloutBuffer`, which run
-    each episode once.
+    each episode once. Where the environment's task constrains its tokens, the legal ones alone share the probability,
+    in sampling as in evaluating.
 
     Args:
         observation_space: Of a text environment.
@@ -92,6 +95,7 @@ class LLMPolicy(ActorCriticPolicy):
         self.gradient_checkpointing = gradient_checkpointing
         self._stop_ids = list(getattr(action_space, "stop_ids", ()))
         self._frozen: dict[str, torch.Tensor] | None = None  # the reference's copy of what is trained
+        self._constraint: Constraint | None = getattr(action_space, "constraint", None)
         self._build_model()
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = optimizer_class(trainable, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
@@ -169,10 +173,19 @@ class LLMPolicy(ActorCriticPolicy):
         return hidden.float() / self.temperature
 
     def _next_logits(self, obs: Observation, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden states `(N, H)` and logits `(N, V)` for the next token."""
+        """Return hidden states `(N, H)` and logits `(N, V)` for the next token, -inf where it would be illegal."""
         hidden = self._hidden(obs, engine)
         decoded = self._decoder is not None and not torch.is_grad_enabled() and not isinstance(obs, Packed)
-        return hidden, self._decoded_logits(hidden) if decoded else self.logits(hidden)
+        logits = self._decoded_logits(hidden) if decoded else self.logits(hidden)
+        return hidden, masked(logits, self._allowed(obs))
+
+    def _allowed(self, obs: Observation) -> Allowed | None:
+        """Return the legal tokens at each place, found anew from the ids; None where nothing is constrained."""
+        if self._constraint is None:
+            return None
+        if isinstance(obs, Packed):
+            return [ids for segment in obs.segments for ids in along(self._constraint, segment)]
+        return open_states(reached(self._constraint, obs["input_ids"].cpu().numpy(), obs["roles"].cpu().numpy()))
 
     def _decoded_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.logits(hidden) if self._decoder is None else self._decoder.head(self._scaled(hidden))
@@ -399,10 +412,15 @@ class LLMPolicy(ActorCriticPolicy):
         lengths = (obs["roles"][rows] > 0).sum(1)
         with torch.no_grad():
             hidden = self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
+            states: list[State | None] | None = None
+            if self._constraint is not None:
+                states = reached(self._constraint, obs["input_ids"][rows], obs["roles"][rows])
             for place in range(most):
-                chosen, chances = self._choose(self._decoded_logits(hidden), deterministic)
+                logits = masked(self._decoded_logits(hidden), None if states is None else open_states(states))
+                chosen, chances = self._choose(logits, deterministic)
                 tokens[running, place], log_probs[running, place] = chosen.cpu().numpy(), chances.cpu().numpy()
                 going_on = (left[running] > place + 1) & ~np.isin(tokens[running, place], self._stop_ids)
+                states = None if states is None else following(states, tokens[running, place], going_on)
                 running = running[going_on]
                 if not len(running):
                     break
@@ -412,15 +430,20 @@ class LLMPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
         hidden = self._hidden(obs, "rollout")
-        return self._values(hidden), *self._stats(hidden, actions.long().flatten())
+        return self._values(hidden), *self._stats(hidden, actions.long().flatten(), self._allowed(obs))
 
     def packed_stats(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities and entropies `(N,)` at the packed targets, with gradient."""
         packed = packed.to(self.device)
-        return self._stats(self._hidden_packed(packed), packed.targets)
+        return self._stats(self._hidden_packed(packed), packed.targets, self._allowed(packed))
 
-    def _stats(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return token_stats(self._scaled(hidden), *self._head(), tokens)
+    def _stats(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, allowed: Allowed | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, head = self._scaled(hidden), self._head()
+        return (
+            token_stats(hidden, *head, tokens) if allowed is None else constrained_stats(hidden, *head, tokens, allowed)
+        )
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over the next token."""

@@ -44,5 +44,5 @@ class ReferenceAgent:
         text = self.turn(row)
         if text is None:
             raise LLMGymError("the data has no references for this agent to say; give a file that has them")
-        ids = self.envs.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.envs.encode(row, text)
         return [*ids[: self.envs.max_new_tokens - 1], self.envs.single_action_space.stop_ids[0]]

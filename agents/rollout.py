@@ -71,7 +71,7 @@ def play(
     envs.score()  # all at once: a source is read once for all texts about it
     for episode, values in zip(episodes, log_probs, strict=True):
         episode.log_probs = np.zeros(len(episode.agent_mask), np.float32)
-        episode.log_probs[episode.agent_mask] = np.concatenate(values)
+        episode.log_probs[episode.agent_mask] = np.concatenate(values)[: episode.agent_mask.sum()]
     return episodes
 
 
@@ -79,11 +79,14 @@ def _replay(
     envs: Any, rows: np.ndarray, tokens: np.ndarray, log_probs: np.ndarray, on_step: Callable[[int], bool] | None
 ) -> Iterator[np.ndarray | None]:
     """Write tokens into the environment step by step; yield the rows whose turn ends, None where `on_step` stops."""
+    over = np.zeros(len(rows), bool)  # an agent may have planned on, beyond a token that was illegal
     for step in range(tokens.shape[1]):
-        written = tokens[:, step] >= 0
+        written = (tokens[:, step] >= 0) & ~over
         if not written.any():
             return
-        yield envs.write(rows[written], tokens[written, step], log_probs[written, step])
+        ended = envs.write(rows[written], tokens[written, step], log_probs[written, step])
+        over |= np.isin(rows, ended)
+        yield ended
         if on_step is not None and not on_step(int(written.sum())):
             yield None
 

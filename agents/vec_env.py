@@ -77,7 +77,10 @@ class GymVecEnv(VecEnv):
         setattr(self.envs, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the environment inside, once for all rows."""
+        """Call a method of the environment inside, once for all rows; `action_masks` returns each row's own."""
+        if method_name == "action_masks":
+            masks = self.envs.unwrapped.action_masks()  # type: ignore[attr-defined]
+            return [masks[row] for row in self._rows(indices)]
         return [getattr(self.envs, method_name)(*args, **kwargs)] * len(self._rows(indices))
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 from llm_gym.feedback.answers import ABSTENTION
 from llm_gym.feedback.reference import FUNCTION_WORDS
 from llm_gym.feedback.rules import sentences, words
+from llm_gym.items import Catalogue, shared_catalogue
 from llm_gym.search import shared_index
 from llm_gym.tasks.customer_service import DECISIONS, RESOLVE
 from llm_gym.tasks.knowledge_graph import SHOWN_FACTS
+from llm_gym.tasks.recommendation import ITEMS, MOST, Recommendation
 from llm_gym.tasks.sentiment import answer
 
 Row = dict[str, Any]
@@ -127,6 +130,36 @@ def retrieval(row: Row, rows: list[Row]) -> dict[str, str]:
     }
 
 
+def recommendation(row: Row, rows: list[Row]) -> dict[str, str]:
+    """Return lists of no skill, and of half."""
+    rng = np.random.default_rng([7, rows.index(row)])
+    catalogue, choices, likes = shared_catalogue(ITEMS), Recommendation().choices(row, []), row["held_out"]
+    legal = [title for title in choices.texts if title not in choices.without]
+    same = [other for other in rows if other["kind"] == row["kind"] and other is not row]
+    counts = Counter(title for other in same for title in other["held_out"] if title in legal)
+    wrong = [title for title in rng.permutation(legal).tolist() if title not in likes]
+    neighbour = next(r for r in rng.permutation(same) if set(r["held_out"]) <= set(legal) - set(likes))  # type: ignore[arg-type]
+    return {
+        "random titles": "\n".join(wrong[:MOST]),
+        "first titles of the catalogue": "\n".join(legal[:MOST]),
+        "what most people like": "\n".join(title for title, _ in counts.most_common(MOST)),
+        "what another one of the same kind likes": "\n".join(neighbour["held_out"]),
+        "nearest to the history": "\n".join(nearest(catalogue, row["liked"], legal)),
+        "nearest to the disliked": "\n".join(nearest(catalogue, row["disliked"], legal)),
+        "the history again": "\n".join(catalogue.find(entry).title for entry in row["liked"]),  # type: ignore[union-attr]
+        "one like, four times": "\n".join(likes[:1] * MOST),
+        "one like alone": likes[0],
+        "one like and random titles": "\n".join([likes[0], *wrong[: MOST - 1]]),
+        "three likes and a random title first": "\n".join([wrong[0], *likes[: MOST - 1]]),
+    }
+
+
+def nearest(catalogue: Catalogue, entries: list[str], legal: list[str]) -> list[str]:
+    """Return the legal titles that are nearest to entries by their embeddings."""
+    scores = (catalogue.embed(legal, "minilm-l6") @ catalogue.embed(entries, "minilm-l6").T).max(1)
+    return [legal[place] for place in np.argsort(-scores)[:MOST]]
+
+
 def customer_service(row: Row, rows: list[Row]) -> dict[str, str | list[str]]:
     """Return ways to close a case without looking into it, and ways to spoil good turns."""
     right, (*before, last) = row["decision"], row["turns"]
@@ -171,6 +204,7 @@ FUNCTIONS: tuple[Callable[[Row, list[Row]], Tricks], ...] = (
     knowledge_graph,
     retrieval,
     customer_service,
+    recommendation,
 )
 TRICKS = {function.__name__: function for function in FUNCTIONS}
 """By the task's name."""

@@ -18,6 +18,7 @@ ENVIRONMENTS: dict[str, str] = {
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
     "KnowledgeGraph-v0": "llm_gym.tasks.knowledge_graph:KnowledgeGraph",
     "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",
+    "Recommendation-v0": "llm_gym.tasks.recommendation:Recommendation",
     "Retrieval-v0": "llm_gym.tasks.retrieval:Retrieval",
     "SentimentMonitoring-v0": "llm_gym.tasks.sentiment:SentimentMonitoring",
     "Story-v0": "llm_gym.tasks.story:Story",

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import llm_gym
@@ -36,7 +36,7 @@ def test_a_spec_survives_json(env_id: str) -> None:
     env = gym.make(env_id, **SMALL)
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
     one, other = env.reset(seed=5), again.reset(seed=5)
-    assert one[1] == other[1] and all((one[0][key] == other[0][key]).all() for key in one[0])
+    assert data_equivalence(one, other)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])

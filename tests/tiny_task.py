@@ -1,12 +1,14 @@
-"""An environment of another package: summaries whose second judge needs no model."""
+"""Environments of another package: summaries whose second judge needs no model, and constrained ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 
 import llm_gym
+from llm_gym.choices import Choices
 from llm_gym.episode import Episode
 from llm_gym.feedback import Scorer
 from llm_gym.tasks.summary import TextSummary
@@ -41,5 +43,34 @@ class Rising(Scorer):
         return [type(self).calls + 0.1 * i for i in range(len(episodes))]
 
 
-if "TinySummary-v0" not in gym.registry:
-    llm_gym.register("TinySummary-v0", "tiny_task:TinySummary")
+COLOURS = ("red", "green", "greenish", "dark red", "dark blue", "grey")
+
+
+class Colours(TinySummary):
+    """Name up to three colours that the document does not begin with; in `free` documents, write what you like."""
+
+    worst = -9.0
+
+    def choices(self, example: dict[str, Any], turns: list[dict[str, str]]) -> Choices | None:
+        first = example["document"].split()[0]
+        return None if first == "free" else Choices(COLOURS, 3, frozenset({first}))
+
+
+class ColourTalk(TinySummary):
+    """Name a colour, and another one once it was answered."""
+
+    worst = -9.0
+    max_turns = 2
+    max_reply_tokens = 24
+
+    def choices(self, example: dict[str, Any], turns: list[dict[str, str]]) -> Choices | None:
+        said = frozenset(turn["text"] for turn in turns if turn["role"] == "agent")
+        return Choices(COLOURS, 1, said)
+
+    def reply(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
+        return "And another one?" if len(turns) == 1 else None
+
+
+for env_id, task in {"TinySummary-v0": TinySummary, "Colours-v0": Colours, "ColourTalk-v0": ColourTalk}.items():
+    if env_id not in gym.registry:
+        llm_gym.register(env_id, f"tiny_task:{task.__name__}")

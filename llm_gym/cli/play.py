@@ -60,7 +60,8 @@ def _converse(envs: Any, tell: Callable[[Any, str | None], None], quiet: bool) -
         if not quiet:
             print(f"── your turn, at most {envs.max_new_tokens} tokens ".ljust(WIDTH, "─"))
         for token in _tokens(envs, _ask(quiet)):
-            envs.write(np.array([0]), np.array([token]))
+            if len(envs.write(np.array([0]), np.array([token]))):
+                break
         _end_turn(envs, tell)
 
 
@@ -84,8 +85,7 @@ def _ask(quiet: bool) -> str:
 
 def _tokens(envs: Any, text: str) -> list[int]:
     """Return a person's text as tokens: ended, or cut at the cap as an agent's would be."""
-    ids = envs.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*ids, envs.single_action_space.stop_ids[0]][: envs.max_new_tokens]
+    return [*envs.encode(0, text), envs.single_action_space.stop_ids[0]][: envs.max_new_tokens]
 
 
 def _tell(turn: Any, reply: str | None) -> None:

@@ -19,7 +19,21 @@ if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant", "told", "forbidden", "turns"})
+LIST_COLUMNS = frozenset(
+    {
+        "facts",
+        "briefing",
+        "elements",
+        "answers",
+        "relevant",
+        "liked",
+        "disliked",
+        "held_out",
+        "told",
+        "forbidden",
+        "turns",
+    }
+)
 """Columns that hold a list of strings."""
 MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
 """Those of them in which an empty list says something."""

@@ -51,6 +51,10 @@ class TextEnv(gym.Env):
         observation, rewards, terminations, _, infos = self.vector.step(np.asarray([action]))
         return _row(observation), float(rewards[0]), bool(terminations[0]), False, _single(infos)
 
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens may be written next, int8 `(V,)`, 1 for legal; see `TextVectorEnv.action_masks`."""
+        return self.vector.action_masks()[0]
+
     def render(self) -> str | None:
         """Return the episode as text under `ansi`; print it under `human`."""
         texts = self.vector.render()

@@ -13,8 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_gym import feedback as feedbacks
+from llm_gym.choices import Constraint
 from llm_gym.data import load_examples
 from llm_gym.envs.conversation import ReplyTemplate
+from llm_gym.envs.limits import Limits
 from llm_gym.envs.partner import make_partner
 from llm_gym.envs.prompts import Prompt, PromptBuilder
 from llm_gym.envs.render import colour, render_text
@@ -42,6 +44,10 @@ class TextVectorEnv(VectorEnv):
     A step appends one token to every running row. A turn ends when the agent emits a stop token or has written
     `max_new_tokens`; in a conversation the partner then answers, until its goals are settled. Everything that ends
     together is scored in one call of the feedback.
+
+    Where the task constrains what may be written (`Task.choices`), a token outside of it ends the episode, with
+    `finish_reason` `illegal` and at most the task's `worst` as score; `info["action_mask"]`, int8 `(N, V)`, and
+    `action_masks` say what is legal.
 
     Observations are a dict of copies: `input_ids` int32 `(N, C)`, `roles` int8 `(N, C)` (0 padding, 1 given,
     2 written by the agent) and `tokens_left` int32 `(N, 1)`; C = `max_prompt_tokens + max_turns * max_new_tokens`, and
@@ -127,7 +133,12 @@ class TextVectorEnv(VectorEnv):
         self._stops = np.zeros(size, bool)
         stops = stop_ids(tokenizer, self.tokenizer)
         self._stops[list(stops)] = True
-        self.single_action_space = Vocabulary(size, tokenizer, fingerprint(self.tokenizer), stops)
+        digest = fingerprint(self.tokenizer)
+        constraint = Constraint(digest) if self.task.constrained else None
+        self._limits: Limits | None = None
+        if constraint is not None:
+            self._limits = Limits(self.task, self.tokenizer, stops, constraint, self.num_envs)
+        self.single_action_space = Vocabulary(size, tokenizer, digest, stops, constraint)
         self.single_observation_space = spaces.Dict(
             {
                 "input_ids": spaces.Box(0, size - 1, (context,), np.int32),
@@ -194,7 +205,7 @@ class TextVectorEnv(VectorEnv):
         for row, row_seed in enumerate(() if seeds is None else seeds):
             if row in rows and row_seed is not None:
                 self.generators[row] = seeding.np_random(int(row_seed))[0]
-        infos = self._begin(rows, self._chosen(options.get("example")))
+        infos = self._add_masks(self._begin(rows, self._chosen(options.get("example"))), rows)
         self._started = True
         if self.render_mode == "human":
             self.render()
@@ -248,9 +259,15 @@ class TextVectorEnv(VectorEnv):
             self._turns[row] = self.task.opening(self.examples[index])
             self._example[row] = index
             self._done[row] = False
+            self._limit(row)
             info = {"example": self.examples[index]["id"], "words_cut": prompt.words_cut}
             infos = self._add_info(infos, info, int(row))
         return infos
+
+    def _limit(self, row: int) -> None:
+        if self._limits is not None:
+            ids = self._ids[row, : self._turn_start[row]]
+            self._limits.begin(int(row), self.examples[self._example[row]], self._turns[row], ids)
 
     def _prompt(self, index: int) -> Prompt:
         if index not in self._prompts:
@@ -293,6 +310,7 @@ class TextVectorEnv(VectorEnv):
             self.render()
         if finals:
             infos = self._restart(finals, infos)
+        infos = self._add_masks(infos, np.flatnonzero(~self._done))
         return self.observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
 
     def _checked(self, actions: Any) -> np.ndarray:
@@ -318,7 +336,8 @@ class TextVectorEnv(VectorEnv):
             log_probs: float `(n,)`, what the agent thought of them, for `render`.
 
         Returns:
-            int `(m,)`, the rows whose turn is over. They take no further token before `end_turns`.
+            int `(m,)`, the rows whose turn is over, by an illegal token too. They take no further token before
+            `end_turns`.
         """
         column = self._length[rows]
         self._ids[rows, column] = tokens
@@ -326,17 +345,50 @@ class TextVectorEnv(VectorEnv):
         self._log_probs[rows, column] = np.nan if log_probs is None else log_probs
         self._length[rows] += 1
         self._left[rows] -= 1
-        return rows[self._stops[tokens] | (self._left[rows, 0] == 0)]
+        over = self._stops[tokens] | (self._left[rows, 0] == 0)
+        return rows[over if self._limits is None else over | self._limits.follow(rows, np.asarray(tokens))]
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens may be written next, int8 `(N, V)`, 1 for legal; all where nothing is constrained.
+
+        It has the name and form that sb3-contrib's `MaskablePPO` asks for. A row that has ended takes any action.
+        """
+        masks = np.ones((self.num_envs, len(self._stops)), np.int8)
+        if self._limits is not None:
+            for row in np.flatnonzero(~self._done).tolist():
+                masks[row] = self._limits.mask(row)
+        return masks
+
+    def _add_masks(self, infos: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        """Add what may be written in `rows`, where the task constrains it."""
+        if self._limits is not None:
+            for row in rows.tolist():
+                infos = self._add_info(infos, {"action_mask": self._limits.mask(row)}, row)
+        return infos
+
+    def encode(self, row: int, text: str) -> list[int]:
+        """Return the ids of `text`, without a stop token, as an agent would write them in `row`.
+
+        Where what may be written is constrained and the text keeps to it, they are the legal ones.
+        """
+        if self._limits is not None:
+            ids = self._limits.encode(self.examples[self._example[row]], self._turns[row], text)
+            if ids is not None:
+                return ids
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def end_turns(self, rows: np.ndarray) -> None:
         """Record the turns of `rows`, unscored; let the partner answer them, or end the episode."""
         if not len(rows):
             return
         turns = self._record_turns(rows)
-        going_on = [turn for row, turn in zip(rows, turns, strict=True) if self._turn[row] < self.task.max_turns]
+        answered = self._turn[rows] < self.task.max_turns
+        if self._limits is not None:
+            answered &= ~self._limits.illegal[rows]
+        going_on = [turn for turn, wanted in zip(turns, answered, strict=True) if wanted]
         replies = iter(self.partner(going_on) if going_on else ())
-        for row, turn in zip(rows, turns, strict=True):
-            reply = next(replies) if self._turn[row] < self.task.max_turns else None
+        for row, turn, wanted in zip(rows, turns, answered, strict=True):
+            reply = next(replies) if wanted else None
             turn.over = reply is None or not self._begin_turn(row, reply)
             self._past[row].append(turn)
             if turn.over:
@@ -353,7 +405,9 @@ class TextVectorEnv(VectorEnv):
         for row, ids, text in zip(rows, written, texts, strict=True):
             self._turns[row].append({"role": "agent", "text": text.strip()})
             self._turn[row] += 1
-            turns.append(self._episode(row, text.strip(), "stop" if self._stops[ids[-1]] else "length"))
+            illegal = self._limits is not None and self._limits.illegal[row]
+            reason = "illegal" if illegal else "stop" if self._stops[ids[-1]] else "length"
+            turns.append(self._episode(row, text.strip(), reason))
         return turns
 
     def _begin_turn(self, row: int, reply: str) -> bool:
@@ -369,6 +423,7 @@ class TextVectorEnv(VectorEnv):
         self._length[row] = self._turn_start[row] = end
         self._left[row] = self.max_new_tokens
         self._turns[row].append({"role": self.task.speaker(self._turns[row]), "text": reply})
+        self._limit(row)
         return True
 
     def _record(self, row: int, last: Episode, finish_reason: str) -> Episode:
@@ -414,7 +469,9 @@ class TextVectorEnv(VectorEnv):
                     f"the feedback gave {score.value} for example {turn.example['id']!r} (parts {score.parts}); "
                     "a reward must be finite: mend or remove that part"
                 )
-            turn.reward = float(score.value) / self.task.max_turns
+            value = float(score.value)
+            value = min(value, self.task.worst) if turn.finish_reason == "illegal" else value
+            turn.reward = value / self.task.max_turns
             turn.turn_rewards = [turn.reward]
             turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
             turn.token_rewards = self._token_rewards(turn, score.placed)

@@ -43,6 +43,10 @@ class Memory(dict[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(_digest(key))
 
+    def pop(self, key: Any, *default: Any) -> Any:
+        """Forget an entry and return it; see `dict.pop`."""
+        return super().pop(_digest(key), *default)
+
     def __contains__(self, key: Any) -> bool:
         return super().__contains__(_digest(key))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Packed:
         rows: int64 `(N,)` and
         columns: int64 `(N,)`: where the hidden state stands that predicts each trained token.
         targets: int64 `(N,)`, the trained tokens, segment by segment in the order they were given.
+        segments: What was packed; a constrained policy finds there again what might have been written.
     """
 
     input_ids: torch.Tensor
@@ -48,10 +49,13 @@ class Packed:
     rows: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
+    segments: tuple[Segment, ...] = ()
 
     def to(self, device: torch.device | str) -> Packed:
         """Return the batch on `device`."""
-        return Packed(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
     @property
     def tokens(self) -> int:
@@ -189,4 +193,5 @@ def _tensors(rows: list[_Row], where: list[tuple[int, np.ndarray]], segments: Se
         rows=torch.from_numpy(np.concatenate([np.full(len(columns), i) for i, columns in where])),
         columns=torch.from_numpy(np.concatenate([columns for _, columns in where])),
         targets=torch.from_numpy(targets.astype(np.int64)),
+        segments=tuple(segments),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, ClassVar
 
+from llm_gym.choices import Choices
 from llm_gym.data.hub import HubData
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
@@ -26,6 +27,8 @@ class Task:
         verifiable: Whether the data's answers are a checkable ground truth, which training may read (reinforcement
             learning with verifiable reward). Where they are a person's free text, it must not.
         public: Well-known data sets by a short name; `data` takes that, or the hub's.
+        worst: Score of a text that `choices` forbids, for a task that constrains its tokens: the least that the default
+            feedback can give. Where another feedback gives the text even less, that counts.
         max_prompt_tokens: Default longest prompt.
         max_new_tokens: Default cap of a turn.
         max_turns: The most turns an agent can have; more than one makes the task a conversation.
@@ -46,6 +49,7 @@ class Task:
     judge: ClassVar[dict[str, Any]]
     verifiable: ClassVar[bool] = False
     public: ClassVar[dict[str, HubData]] = {}
+    worst: ClassVar[float] = 0.0
     max_prompt_tokens: ClassVar[int] = 320
     max_new_tokens: ClassVar[int] = 48
     max_turns: ClassVar[int] = 1
@@ -71,6 +75,18 @@ class Task:
     def plain(self, instruction: str, source: str, example: dict[str, Any]) -> str:
         """Return the prompt for a base model that has no chat template."""
         return f"{instruction}\n\nText:\n{source}\n\nAnswer:"
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the task constrains which tokens may be written."""
+        return type(self).choices is not Task.choices
+
+    def choices(self, example: dict[str, Any], turns: list[dict[str, str]]) -> Choices | None:
+        """Return what the agent may write after `turns`, None for anything.
+
+        The agent cannot see it but in what it is given: rows with the same prompt must have the same choices.
+        """
+        return None
 
     def opening(self, example: dict[str, Any]) -> list[dict[str, str]]:
         """Return what has been said when the agent's first turn begins: in a conversation, the partner's first line."""

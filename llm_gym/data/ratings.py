@@ -1,0 +1,134 @@
+"""Turn a table of ratings into rows for `Recommendation-v0`, one for each person, and a catalogue.
+
+    python -m llm_gym.data.ratings ashraq/movielens_ratings movielens
+    python -m llm_gym.data.ratings ml-latest-small/ratings.csv movielens --items ml-latest-small/movies.csv
+    llm-gym evaluate Recommendation-v0 --data movielens/users.jsonl
+
+A table of ratings has a row for each person and title (Harper and Konstan 2015, MovieLens). The columns of these two
+are known; other tables' are named by `--columns user=... title=... rating=...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_gym.data.source import read_data
+from llm_gym.errors import LLMGymError
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "user": ("user", "user_id", "userId"),
+    "item": ("item", "movie_id", "movieId"),
+    "title": ("title",),
+    "rating": ("rating",),
+    "genres": ("genres",),
+}
+"""What the columns of known tables are called."""
+HELD_OUT, HISTORY, DISLIKED = 4, 8, 2
+LIKED, HATED = 4.0, 2.5  # at least, at most; of five stars
+
+
+def join(
+    data: str | Path,
+    folder: str | Path,
+    items: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Path:
+    """Write `users.jsonl` and `items.jsonl` into a folder.
+
+    Of each person, the last four titles that got at least four stars are held out, and at most eight before them are
+    the history, with at most two of those that got 2.5 stars or fewer. People with fewer than eight likes are left out.
+
+    Args:
+        data: The ratings, in the order in which they were made: a file, or a hub data set.
+        folder: Where to write; `users.jsonl` names the catalogue by its absolute path.
+        items: A table of the titles and genres, if the ratings name items by number alone.
+        columns: The table's names of `user`, `item`, `title`, `rating` and `genres`, where they are not known.
+
+    Returns:
+        The path of `users.jsonl`.
+
+    Raises:
+        LLMGymError: A table cannot be read, lacks a column, or nobody in it likes enough.
+    """
+    folder = Path(folder).absolute()
+    ratings = [row for _, row in read_data(data)]
+    about = {} if items is None else _by_number([row for _, row in read_data(items)], columns or {})
+    titles: dict[str, dict[str, str]] = {}
+    people: dict[str, dict[str, float]] = {}
+    user, rating, item = (_column(ratings[0], name, columns or {}, data) for name in ("user", "rating", "item"))
+    for given in ratings:
+        described = about.get(str(given[item]), {}) if items is not None else _described(given, columns or {}, data)
+        if described.get("title"):
+            titles.setdefault(described["title"], described)
+            people.setdefault(str(given[user]), {})[described["title"]] = float(given[rating])
+    rows = [row for name, stars in people.items() if (row := _person(name, stars, folder / "items.jsonl"))]
+    if not rows:
+        raise LLMGymError(f"nobody in {data} gave {2 * HELD_OUT} titles {LIKED} stars or more; give more ratings")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "items.jsonl", titles.values())
+    _write(folder / "users.jsonl", rows)
+    return folder / "users.jsonl"
+
+
+def _person(name: str, stars: dict[str, float], catalogue: Path) -> dict[str, Any] | None:
+    """Return the row of somebody, None who likes too little."""
+    likes = [title for title, given in stars.items() if given >= LIKED]
+    if len(likes) < 2 * HELD_OUT:
+        return None
+    *before, _, _, _, _ = likes
+    disliked = [title for title, given in stars.items() if given <= HATED][-DISLIKED:]
+    row = {"id": name, "liked": before[-HISTORY:], "held_out": likes[-HELD_OUT:], "catalogue": str(catalogue)}
+    return {**row, "disliked": disliked} if disliked else row
+
+
+def _by_number(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    number = _column(rows[0], "item", columns, "the table of items")
+    return {str(row[number]): _described(row, columns, "the table of items") for row in rows}
+
+
+def _described(row: dict[str, Any], columns: Mapping[str, str], data: Any) -> dict[str, str]:
+    """Return title and genres of a row; genres may be a list or a string."""
+    title = row[_column(row, "title", columns, data)]
+    named = columns.get("genres", next((name for name in NAMES["genres"] if name in row), ""))
+    genres = row.get(named) or ""
+    text = genres if isinstance(genres, str) else "|".join(map(str, genres))
+    return {"title": " ".join(str(title or "").split()), "genres": text.replace(", ", "|")}
+
+
+def _column(row: dict[str, Any], name: str, columns: Mapping[str, str], data: Any) -> str:
+    for known in (columns[name],) if name in columns else NAMES[name]:
+        if known in row:
+            return known
+    raise LLMGymError(f"{data} has no column for {name!r}, only {', '.join(row)}; write --columns {name}=NAME")
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def main() -> None:
+    """Turn one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="the ratings: a file, or a hub data set")
+    parser.add_argument("folder", help="where to write")
+    parser.add_argument("--items", help="table of titles, where the ratings name items by number")
+    parser.add_argument("--columns", nargs="*", default=(), metavar="NAME=COLUMN")
+    arguments = parser.parse_args()
+    try:
+        columns = dict(pair.split("=", 1) for pair in arguments.columns)
+        print(join(arguments.data, arguments.folder, arguments.items, columns))
+    except ValueError:
+        parser.error("--columns takes NAME=COLUMN, such as user=reader")
+    except LLMGymError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
