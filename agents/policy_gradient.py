@@ -29,7 +29,7 @@ from agents.saving import load_algorithm, save_algorithm
 from agents.vec_env import GymVecEnv
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.models.packing import Segment, pack, packed_tokens
+from llm_gym.models.packing import Segment, pack, passes
 
 RATIO_ERROR = 0.1  # mean difference of log-probabilities between sampling and training that is no rounding any more
 
@@ -304,13 +304,8 @@ class PolicyGradient(BaseAlgorithm):
 
     def _passes(self, samples: list[Sample]) -> Iterator[list[Sample]]:
         """Cut samples into runs of at most `tokens_per_pass` packed tokens."""
-        members: list[Sample] = []
-        for sample in samples:
-            if members and packed_tokens([s.segment for s in (*members, sample)]) > self.tokens_per_pass:
-                yield members
-                members = []
-            members.append(sample)
-        yield members
+        for run in passes([sample.segment for sample in samples], self.tokens_per_pass):
+            yield [samples[i] for i in run]
 
     def _step(self, samples: list[Sample]) -> dict[str, float]:
         """Make one optimiser step; return what to log: losses as they were reduced, all else as means over tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ class Segment:
     context: np.ndarray
     ids: np.ndarray
     trained: np.ndarray
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for segments of the same context."""
+        return np.ascontiguousarray(self.context).tobytes()
 
 
 @dataclass
@@ -108,10 +114,42 @@ def pack(segments: Sequence[Segment]) -> Packed:
     return _tensors(rows, where, segments)
 
 
-def packed_tokens(segments: Sequence[Segment]) -> int:
-    """Return how many tokens a pass over `pack(segments)` runs, padding included."""
-    rows, _ = _assembled(segments)
-    return len(rows) * max(row.length for row in rows)
+def passes(segments: Sequence[Segment], tokens: int) -> Iterator[range]:
+    """Cut segments into runs of which a pass runs at most `tokens` tokens, padding included, or that are a single one.
+
+    >>> one, two = (Segment(np.array(context), np.array([1, 2]), np.ones(2, bool)) for context in ([5, 6], [7, 8]))
+    >>> list(passes([one, one, two], 4)), list(passes([one, one, two], 8))
+    ([range(0, 2), range(2, 3)], [range(0, 3)])
+    """
+    start = 0
+    lengths: list[int] = []
+    open_rows: dict[bytes, int] = {}
+    for i, segment in enumerate(segments):
+        if i > start and _added(segment, lengths, open_rows) > tokens:
+            yield range(start, i)
+            start, lengths, open_rows = i, [], {}
+        _add(segment, lengths, open_rows)
+    yield range(start, len(segments))
+
+
+def _added(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> int:
+    """Return how many tokens rows of `lengths` and one more segment run."""
+    row, length = _place(segment, lengths, open_rows)
+    return max(len(lengths), row + 1) * max(*lengths, length)
+
+
+def _add(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> None:
+    row, length = _place(segment, lengths, open_rows)
+    lengths[row:] = [length, *lengths[row + 1 :]]
+    open_rows[segment.key] = row
+
+
+def _place(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> tuple[int, int]:
+    """Return the row that a segment goes to, and how long it is then; see `_assembled`."""
+    row = open_rows.get(segment.key)
+    if row is None or lengths[row] + len(segment.ids) > ROW_TOKENS:
+        return len(lengths), len(segment.context) + len(segment.ids) - 1
+    return row, lengths[row] + len(segment.ids) - 1
 
 
 def _assembled(segments: Sequence[Segment]) -> tuple[list[_Row], list[tuple[int, np.ndarray]]]:
@@ -120,10 +158,9 @@ def _assembled(segments: Sequence[Segment]) -> tuple[list[_Row], list[tuple[int,
     open_rows: dict[bytes, int] = {}
     where: list[tuple[int, np.ndarray]] = []
     for segment in segments:
-        key = np.ascontiguousarray(segment.context).tobytes()
-        index = open_rows.get(key)
+        index = open_rows.get(segment.key)
         if index is None or rows[index].length + len(segment.ids) > ROW_TOKENS:
-            index = open_rows[key] = len(rows)
+            index = open_rows[segment.key] = len(rows)
             rows.append(_Row(segment.context))
         where.append((index, rows[index].add(segment)))
     return rows, where
