@@ -102,13 +102,14 @@ def learning_rate(value: Any) -> Any:
 def with_lengths(algo: str, settings: dict[str, Any], env: Any) -> dict[str, Any]:
     """Return settings in which Stable-Baselines3's own algorithms know how long a rollout and a minibatch are.
 
-    Where it is not set, `n_steps` is the environment's longest text, `batch_size` a quarter of the rollout.
+    Where it is not set, `n_steps` is the environment's longest text, in a conversation of all turns, and `batch_size` a
+    quarter of what one turn of all rows can have: a conversation's segments are long, and a minibatch holds them whole.
     """
     if issubclass(ALGORITHMS[algo], PolicyGradient):
         return settings
-    longest = env.get_attr("max_new_tokens")[0] * env.get_attr("task")[0].max_turns
-    found = {"n_steps": longest, **settings}
-    return {"batch_size": env.num_envs * found["n_steps"] // 4, **found} if algo == "sb3-ppo" else found
+    turn = env.get_attr("max_new_tokens")[0]
+    found = {"n_steps": turn * env.get_attr("task")[0].max_turns, **settings}
+    return {"batch_size": env.num_envs * turn // 4, **found} if algo == "sb3-ppo" else found
 
 
 def make_algorithm(algo: str, env: Any, settings: dict[str, Any], seed: int) -> Any:
