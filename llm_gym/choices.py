@@ -93,8 +93,14 @@ class Grammar:
             self.later.put(self._later_ids[number], number)
 
     def start(self, choices: Choices) -> State:
-        """Return the state before the first token."""
+        """Return the state before the first token.
+
+        Raises:
+            LLMGymError: All texts are excluded.
+        """
         without = frozenset(self.numbers[text] for text in choices.without if text in self.numbers)
+        if len(without) == len(self.numbers):
+            raise LLMGymError(f"all {len(without)} texts of a constraint are excluded, so nothing could be written")
         return State(self, self.first, without, min(choices.most, len(self.numbers) - len(without)))
 
     def encode(self, pieces: Sequence[str]) -> list[int] | None:

@@ -97,6 +97,8 @@ def test_texts_that_cannot_be_written_and_no_texts_are_errors() -> None:
         grammar(("red", "two\nlines"))
     with pytest.raises(LLMGymError, match="at least one text"):
         grammar(())
+    with pytest.raises(LLMGymError, match="all 6 texts of a constraint are excluded"):
+        grammar()[1].start(Choices(COLOURS, without=frozenset(COLOURS)))
 
 
 # --- the environment ----------------------------------------------------------------------------------------
