@@ -24,6 +24,14 @@ def kl_k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return log_ratio.expm1() - log_ratio  # not exp() - 1, which rounding makes negative near zero
 
 
+def bradley_terry(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each preference, `(N,)`, given the rewards of both texts.
+
+    Bradley and Terry 1952.
+    """
+    return -torch.nn.functional.logsigmoid(better - worse)
+
+
 def group_advantages(
     rewards: torch.Tensor, token_rewards: list[torch.Tensor], group_size: int, token_coef: float
 ) -> list[torch.Tensor]:

@@ -41,6 +41,7 @@ from agents.recorder import MINUTES, Limit, LimitReached, Recorder
 from agents.report import make_report, markdown
 from agents.vec_env import make_vec_env
 from llm_gym.data import load_examples
+from llm_gym.data.files import write_aside
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.models.load import hub_id
@@ -251,16 +252,6 @@ def _run_folder(folder: Path) -> Iterator[Path]:
         if not (folder / ADAPTER).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def save_adapter(policy: LLMPolicy, target: Path) -> None:
