@@ -30,7 +30,7 @@ from llm_gym.models.packing import check_attention, check_length, hidden_states,
 from llm_gym.statistics import Statistic, by_document, ratio
 
 RANK = 8
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 1e-3
 BATCH = 4  # documents in an update
 HELD_OUT = 0.2  # of the documents
 
@@ -112,7 +112,7 @@ class RewardModel(nn.Module):
             LLMGymError: A text is too long for the model.
         """
         branches = segments(self.tokenizer, document.source, document.texts)
-        causal = self.lm.get_base_model()
+        causal: Any = self.lm.get_base_model()
         check_length(causal.config, self.name, branches)
         return self.head(hidden_states(causal, pack(branches).to(causal.device)))[:, 0]
 
@@ -236,7 +236,7 @@ def _measure(model: RewardModel, test: Sequence[Document]) -> dict[str, Any]:
     """Return how well the rewards tell documents held out, and make their mean 0, which no difference changes."""
     with torch.no_grad():
         rewards = [model.rewards(document).double().cpu().numpy() for document in test]
-        model.head.bias -= float(np.mean(np.concatenate(rewards)))
+        model.head.bias.sub_(float(np.mean(np.concatenate(rewards))))
     lengths = [np.array([len(words(text)) for text in document.texts]) for document in test]
     return {
         "documents": len(test),

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -161,6 +163,34 @@ def test_a_classifier_without_padding_reads_texts_one_by_one(tiny_model, tmp_pat
     found = SequenceClassifier(str(tmp_path))(TEXT)
     for text, shares in zip(TEXT, found, strict=True):
         assert shares == pytest.approx(naive(str(tmp_path), text), abs=1e-5)
+
+
+def test_an_encoder_decoder_classifies_too(nli, tmp_path):
+    config = BartConfig(
+        vocab_size=120,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=LIMIT,
+        init_std=0.5,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+        forced_eos_token_id=3,
+        id2label=NLI,
+        label2id={name: i for i, name in NLI.items()},
+    )
+    BartForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(nli)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path)
+    values = Entailment(str(tmp_path))([episode(text) for text in TEXT])
+    assert values == pytest.approx([naive(str(tmp_path), TEXT[0], text)[0] for text in TEXT], abs=1e-5)
 
 
 def test_special_tokens_in_a_text_are_plain_characters(nli):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from llm_gym.feedback.rules import sentences
 
 BATCH = 32
 OVERLAP = 64  # tokens that two stretches of a long text share
-COMBINED = {"mean": np.mean, "min": np.min}
+COMBINED: dict[str, Callable[[list[float]], Any]] = {"mean": np.mean, "min": np.min}
 
 
 class SequenceClassifier:

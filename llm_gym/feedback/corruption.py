@@ -43,7 +43,7 @@ def names(text: str, known: Iterable[str] = ()) -> list[str]:
     ['#Person1#', '#Person2#', 'Monday']
     """
     elsewhere = {word for part in (text, *known) for word in (*INSIDE.findall(part), *SPEAKER.findall(part))}
-    found = {}
+    found: dict[str, None] = {}
     for match in NAME.finditer(text):
         words = match.group().split(" ")
         while words and (words[0].lower() in OPENERS or re.match(r"I(?!\w)", words[0])):
