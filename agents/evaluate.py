@@ -202,7 +202,7 @@ class Evaluation:
         rows = zip(self.episodes, self.judged, strict=True)
         return "".join(
             json.dumps(
-                {"episode": json.loads(e.to_json()), "judge": s and {"value": s.value, "parts": s.parts}},
+                {"episode": e.to_record(), "judge": s and {"value": s.value, "parts": s.parts}},
                 ensure_ascii=False,
             )
             + "\n"
@@ -213,7 +213,7 @@ class Evaluation:
     def from_jsonl(cls, lines: str, texts: int) -> Evaluation:
         """Rebuild what `to_jsonl` returned."""
         rows = [json.loads(line) for line in lines.splitlines()]
-        episodes = [Episode.from_json(json.dumps(row["episode"])) for row in rows]
+        episodes = [Episode.from_record(row["episode"]) for row in rows]
         return cls(episodes, [row["judge"] and Score(**row["judge"]) for row in rows], texts)
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -142,6 +142,14 @@ def leave_one_out(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     return (groups - (groups.sum(1, keepdim=True) - groups) / (group_size - 1)).flatten()
 
 
+def bradley_terry(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each preference, `(N,)`, given the rewards of both texts.
+
+    Bradley and Terry 1952.
+    """
+    return -torch.nn.functional.logsigmoid(better - worse)
+
+
 def group_advantages(
     rewards: torch.Tensor, token_rewards: list[torch.Tensor], group_size: int, token_coef: float, scale: bool = True
 ) -> list[torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -132,10 +131,10 @@ class LLMPolicy(ActorCriticPolicy):
             return _freeze_all_but(causal, self.last_layers)
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        from llm_gym.models.load import hub_id
+        from llm_gym.models.load import hub_id, quiet_peft
 
         if self.adapter is not None:
-            with _quiet_peft():
+            with quiet_peft():
                 return PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
         config = LoraConfig(
             r=self.lora,  # type: ignore[arg-type]
@@ -143,7 +142,7 @@ class LLMPolicy(ActorCriticPolicy):
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with _quiet_peft():
+        with quiet_peft():
             lm = get_peft_model(causal, config)
         # What is saved must name the public model, not a folder of this machine.
         lm.peft_config["default"].base_model_name_or_path = hub_id(self.model_name)
@@ -570,14 +569,6 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 register_optimizer_step_post_hook(_after_step)
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Hold back what PEFT causes transformers to warn about and a user can do nothing about."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:

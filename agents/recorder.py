@@ -18,7 +18,7 @@ from agents.evaluate import held_out, judged_by
 from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.rollout import play
-from agents.saving import write_aside
+from llm_gym.data.files import write_aside
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import Composite

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, and folders from which an algorithm can be loaded."""
+"""Folders that are whole or not there at all, and from which an algorithm can be loaded."""
 
 from __future__ import annotations
 
@@ -17,16 +17,6 @@ from safetensors.torch import load_file, save_file
 from llm_gym.errors import LLMGymError
 
 ARGUMENTS, VALUE_HEAD = "algorithm.json", "value_head.safetensors"
-
-
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -36,9 +36,10 @@ from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.recorder import MINUTES, Limit, LimitReached, Recorder
 from agents.report import make_report, markdown
-from agents.saving import folder_aside, write_aside
+from agents.saving import folder_aside
 from agents.vec_env import make_vec_env
 from llm_gym.data import load_examples
+from llm_gym.data.files import write_aside
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.models.load import hub_id

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from llm_gym.cli import commands as run
+from llm_gym.cli import pipeline
 from llm_gym.cli.feedback import validate_command
 from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
@@ -93,14 +94,59 @@ def make_parser() -> argparse.ArgumentParser:
         "--input", required=True, metavar="FILE", help="rows with the task's columns and the 'text' to be scored"
     )
 
-    group = commands.add_parser("feedback", help="measure scorers", description="Measure scorers.", allow_abbrev=False)
-    measuring = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    validating = _command(measuring, "validate", validate_command, "measure a scorer's agreement with people")
+    _feedback(commands)
+    return parser
+
+
+def _feedback(commands: Any) -> None:
+    """Add the commands about scorers themselves."""
+    summary = "measure scorers, and train one from preferences"
+    group = commands.add_parser("feedback", help=summary, description=summary, allow_abbrev=False)
+    commands = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    validating = _command(commands, "validate", validate_command, "measure a scorer's agreement with people")
     validating.add_argument("scorer", metavar="SCORER", help="a scorer's name, or JSON of names and weights")
     validating.add_argument("--data", required=True, metavar="FILE", help="people's ratings or preferences")
     _columns(validating, "the column A, such as candidate, is the file's column B")
     validating.add_argument("-n", type=_positive(int), metavar="N", help="documents, evenly spaced (default: all)")
-    return parser
+
+    sampling = _command(commands, "sample", pipeline.sample_command, "let a policy write texts to be compared")
+    _examples(sampling)
+    sampling.add_argument("--policy", default=DEFAULT_POLICY, metavar="NAME|RUN", help="model name or run folder")
+    sampling.add_argument("-k", type=_positive(int), default=4, help="texts for each document (default: 4)")
+    sampling.add_argument("-n", type=_positive(int), metavar="N", help="documents, evenly spaced (default: all)")
+    _temperature(sampling)
+
+    corrupting = _command(commands, "corrupt", pipeline.corrupt_command, "pair references with wrong versions of them")
+    _examples(corrupting)
+
+    labelling = _command(commands, "label", pipeline.label_command, "let a scorer say which of two texts is better")
+    labelling.add_argument("scorer", metavar="SCORER", help="a scorer's name, or JSON of names and weights")
+    labelling.add_argument(
+        "--texts", required=True, nargs="+", metavar="FILE", help="what `sample` wrote, or rows of source and text"
+    )
+    labelling.add_argument("--out", required=True, metavar="FILE", help="the pairs, JSONL")
+
+    training = _command(commands, "train", pipeline.train_command, "train a preference model from pairs or ratings")
+    training.add_argument("--data", required=True, metavar="FILE", help="pairs or people's ratings, as for `validate`")
+    _columns(training, "the column A, such as chosen, is the file's column B")
+    training.add_argument("--model", default=DEFAULT_POLICY, metavar="NAME", help=f"default: {DEFAULT_POLICY}")
+    training.add_argument("--epochs", type=_positive(int), default=3, metavar="N", help="default: 3")
+    training.add_argument("--steps", type=_positive(int), metavar="N", help="at most so many updates")
+    training.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    training.add_argument("--out", required=True, metavar="DIR", help="folder of the model")
+
+
+def _examples(parser: argparse.ArgumentParser) -> None:
+    """Add what says which documents of an environment are taken, and where what is made of them goes."""
+    parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0")
+    parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
+    _columns(parser, "the task's column A is the file's column B")
+    parser.add_argument(
+        "--split", choices=("train", "validation", "test", "all"), default="train", help="default: train"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    parser.add_argument("--out", required=True, metavar="FILE", help="what is written, JSONL")
 
 
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:

@@ -410,6 +410,16 @@ class TextVectorEnv(VectorEnv):
             turns.append(self._episode(row, text.strip(), reason))
         return turns
 
+    def drafts(self, rows: np.ndarray) -> list[Episode]:
+        """Return what `rows` have written so far of their turns, as records of turns that are not over."""
+        written = [self._ids[row, self._turn_start[row] : self._length[row]] for row in rows]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True) if len(rows) else []
+        drafts = [self._episode(row, text.strip(), "length") for row, text in zip(rows, texts, strict=True)]
+        for draft in drafts:
+            draft.turns.append({"role": "agent", "text": draft.text})
+            draft.over = False
+        return drafts
+
     def _begin_turn(self, row: int, reply: str) -> bool:
         """Append the partner's reply; return whether it and another turn fit into the context."""
         assert self._reply_template is not None

@@ -100,6 +100,13 @@ def language_model(model: str) -> LanguageModel:
     return _models.setdefault(model, LanguageModel(model))
 
 
+def filled(prompt: str, source: str, said: str) -> str:
+    """Return a prompt with what `{source}` and `{said}` stand for."""
+    # The parts are put together, not replaced one after the other: a source may contain "{said}".
+    parts = re.split(r"(\{source\}|\{said\})", prompt)
+    return "".join({"{source}": source, "{said}": said}.get(part, part) for part in parts)
+
+
 class _Likelihood(Scorer):
     """What the likelihood scorers share: a model and a prompt.
 
@@ -118,11 +125,7 @@ class _Likelihood(Scorer):
         return self.lm([(self._context(e, ""), f" {e.text}") for e in episodes])
 
     def _context(self, episode: Episode, source: str) -> str:
-        # The parts of the prompt are put together, not replaced one after the other: a source may contain "{said}".
-        return "".join(
-            {"{source}": source, "{said}": episode.said}.get(part, part)
-            for part in re.split(r"(\{source\}|\{said\})", self.prompt)
-        )
+        return filled(self.prompt, source, episode.said)
 
 
 class Likelihood(_Likelihood):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -176,39 +176,68 @@ def check_attention(config: Any, name: str) -> None:
         raise LLMGymError(f"model {name!r} does not support 'sdpa' attention, which is needed here; choose another one")
 
 
-def read(name: str, segments: Sequence[Segment]) -> Iterator[torch.Tensor]:
+def logits(model: Any, packed: Packed) -> torch.Tensor:
+    """Return the logits `(N, V)` that predict the trained tokens of one row."""
+    return model(**_inputs(packed), logits_to_keep=packed.columns).logits[0]
+
+
+def hidden_states(model: Any, packed: Packed) -> torch.Tensor:
+    """Return the last hidden states `(N, H)` that predict the trained tokens, with gradient."""
+    return model.base_model(**_inputs(packed)).last_hidden_state[packed.rows, packed.columns]
+
+
+def _inputs(packed: Packed) -> dict[str, Any]:
+    return {
+        "input_ids": packed.input_ids,
+        "attention_mask": packed.mask,
+        "position_ids": packed.position_ids,
+        "use_cache": False,
+    }
+
+
+def check_length(config: Any, name: str, segments: Sequence[Segment]) -> None:
+    """Make sure that the model `name` can read the longest of the segments.
+
+    Raises:
+        LLMGymError: It cannot.
+    """
+    longest = max(len(segment.context) + len(segment.ids) for segment in segments)
+    if longest > (limit := getattr(config, "max_position_embeddings", longest)):
+        raise LLMGymError(f"model {name!r} reads at most {limit} tokens, and here are {longest}; shorten the text")
+
+
+def read(
+    name: str,
+    segments: Sequence[Segment],
+    adapter: str | None = None,
+    outputs: Callable[[Any, Packed], torch.Tensor] = logits,
+) -> Iterator[torch.Tensor]:
     """Run the shared model `name` in float32 over segments of one context, a row full of them at a time, unpadded.
 
     Args:
         name: Name of a causal language model.
         segments: All with the same context.
+        adapter: Folder of a PEFT adapter on the model.
+        outputs: What is wanted of the model, `logits` or `hidden_states`.
 
     Yields:
-        For each segment, float32 `(trained tokens, V)`: the logits that predict its trained tokens.
+        For each segment, float32 `(trained tokens, V)` or `(trained tokens, H)`: what predicts its trained tokens.
 
     Raises:
         LLMGymError: A sequence is longer than the model can read, or its attention does not fit.
     """
-    from llm_gym.models.load import shared_causal_lm
+    from llm_gym.models.load import shared_adapted_lm, shared_causal_lm
 
-    model = shared_causal_lm(name, dtype="float32")
+    model = shared_adapted_lm(name, adapter, dtype="float32") if adapter else shared_causal_lm(name, dtype="float32")
     check_attention(model.config, name)
-    longest = max(len(segment.context) + len(segment.ids) for segment in segments)
-    if longest > (limit := getattr(model.config, "max_position_embeddings", longest)):
-        raise LLMGymError(f"model {name!r} reads at most {limit} tokens, and here are {longest}; shorten the text")
+    check_length(model.config, name, segments)
     ends = len(segments[0].context) + np.cumsum([len(segment.ids) for segment in segments])
     while segments:
         fit = max(1, int(np.searchsorted(ends, ROW_TOKENS, "right")))
         packed = pack(segments[:fit]).to(model.device)
         with torch.no_grad():
-            logits = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.mask,
-                position_ids=packed.position_ids,
-                use_cache=False,
-                logits_to_keep=packed.columns,
-            ).logits[0]
-        yield from logits.split([int(segment.trained.sum()) for segment in segments[:fit]])
+            found = outputs(model, packed)
+        yield from found.split([int(segment.trained.sum()) for segment in segments[:fit]])
         segments, ends = segments[fit:], ends[fit:] - (ends[fit - 1] - len(segments[0].context))
 
 
