@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 import llm_gym
 from agents.losses import bradley_terry
+from agents.saving import folder_aside
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.human import Judgements
 from llm_gym.feedback.pairs import about
@@ -183,7 +180,8 @@ def train_preference(
         "comparisons": sum(len(document.better) for document in train),
         "held_out": _measure(rewards, test),
     }
-    _save(rewards, target, config)
+    with folder_aside(target) as aside:
+        rewards.save(aside, config)
     return config
 
 
@@ -253,16 +251,3 @@ def _accuracy(values: Sequence[np.ndarray], test: Sequence[Document]) -> Statist
     hits = (np.sign(np.concatenate(gaps)) + 1) / 2
     sums = by_document(np.stack([hits, np.ones(len(hits))], -1), owners)
     return ratio(sums[:, 0], sums[:, 1], (0.0, 1.0))
-
-
-def _save(model: RewardModel, target: Path, config: dict[str, Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        model.save(aside, config)
-        aside.chmod(0o755)
-        os.replace(aside, target)
-    except SafetensorError as error:
-        raise LLMGymError(f"{target} could not be written ({error}); free some space and run it again") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -28,7 +28,7 @@ class SequenceClassifier:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self._known = Memory()
+        self._known = Memory(f"classes/{model}")
 
     @property
     def labels(self) -> list[str]:

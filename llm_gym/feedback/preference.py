@@ -38,7 +38,7 @@ class PreferenceModel:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.config = _read_config(Path(folder))
-        self._known = Memory()
+        self._known = Memory(f"preference/{folder}")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(source, text)` the reward; a source is read once for all texts about it.
