@@ -2,8 +2,8 @@
 
     python benchmarks/gallery.py > docs/gallery.md
 
-The good reply is a person's: the reference, in a conversation the author's turns. The bad one is the reference of another
-example. Both are the first of the test split, so nobody picked them.
+The good reply is a person's: the reference, in a conversation the author's turns. The bad one is the reference of
+another example. Both are the first of the test split, so nobody picked them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from references import Writes, writers
 WORDS = 90  # of a source that are shown
 HEAD = """# Gallery
 
-One example of every environment, the first of its test split, with a person's reply and with the reply to another example.
+One example of every environment, the first of its test split, with a person's reply and the reply to another example.
 Scores and their parts (before weights) are those of the default feedback. Made by `python benchmarks/gallery.py`.
 """
 
