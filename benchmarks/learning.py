@@ -14,6 +14,7 @@ training feedback; its KL is at most log n - (n - 1) / n.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -23,7 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from agents.curve import smoothed
 from agents.evaluate import (
     TEXTS,
     Evaluation,
@@ -62,9 +66,12 @@ def main() -> None:
     length.add_argument("--steps", type=int)
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--no-frontier", action="store_true", help="leave out the best of n")
+    parser.add_argument("--curves", type=Path, metavar="PNG", help="draw training feedback and second judge over time")
     args = parser.parse_args()
     for cell in () if args.table else args.cells:
         run_cell(args.env, cell, args.out / f"{args.env}-{cell}", args.steps, args.minutes)
+    if args.curves:
+        draw(args.curves, {cell: args.out / f"{args.env}-{cell}" for cell in args.cells})
     rows = [row(args.env, cell, args.out / f"{args.env}-{cell}") for cell in args.cells]
     if not args.no_frontier:
         rows += frontier(args.env, args.out, args.table)
@@ -212,6 +219,26 @@ def choose(drawn: Evaluation, documents: int, texts: Any) -> Evaluation:
         candidates = [text * documents + document for text in texts]
         places.append(max(candidates, key=lambda i: drawn.episodes[i].reward or 0.0))
     return Evaluation([drawn.episodes[i] for i in places], [drawn.judged[i] for i in places], 1)
+
+
+def draw(path: Path, folders: dict[str, Path]) -> None:
+    """Draw training feedback and second judge of the texts that were trained on, means of five updates, by minute."""
+    figure = Figure(figsize=(11, 4.2), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    styles = itertools.cycle(itertools.product(("-", "--"), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")))
+    for (cell, folder), (dashes, colour) in zip(folders.items(), styles, strict=False):
+        if not (folder / "metrics.jsonl").exists():
+            continue
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        minutes = [row["elapsed"] / 60 for row in metrics]
+        for panel, name in zip(panels, ("reward", "judge"), strict=True):
+            panel.plot(minutes, smoothed([row[name] for row in metrics]), dashes, color=colour, label=cell)
+    for panel, title in zip(panels, ("training feedback", "second judge, on the texts of training"), strict=True):
+        panel.set(title=title, xlabel="minutes of training")
+        panel.grid(color="0.92")
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
