@@ -235,13 +235,29 @@ class PolicyGradient(BaseAlgorithm):
             callback.update_locals(locals())
             return callback.on_step()
 
-        episodes = play(self.policy, envs, rows, on_step=on_step)
+        episodes = play(self.policy, envs, rows, on_step=on_step, abstaining=True)
         if episodes is None:
             return False
-        self.episodes = episodes
+        self.episodes = self._judged(episodes)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _judged(self, episodes: list[Episode]) -> list[Episode]:
+        """Leave out groups from one of whose texts the feedback abstained: they could not be compared.
+
+        Raises:
+            LLMGymError: None is left.
+        """
+        groups = [episodes[i : i + self.group_size] for i in range(0, len(episodes), self.group_size)]
+        judged = [group for group in groups if all(e.reward is not None for e in group)]
+        if not judged:
+            raise LLMGymError(
+                f"the feedback abstained from a text of each of {len(groups)} groups, so nothing can be learnt; "
+                "is the judge's endpoint up, and its deadline long enough?"
+            )
+        self.logger.record("rollout/groups_left_out", len(groups) - len(judged))
+        return [e for group in judged for e in group]
 
     # ---------------------------------------------------------------- learning
 

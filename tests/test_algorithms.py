@@ -443,3 +443,24 @@ def test_texts_cut_off_at_the_cap_are_left_out_where_that_is_wanted(ragged, tmp_
     other.policy.optimizer.param_groups[0]["lr"] = 0.0
     other._step(kept)
     tiny.assert_same(masked, tiny.gradients(other.policy))
+
+
+@pytest.mark.parametrize("cls", [GRPO, PPO])
+def test_groups_from_which_the_feedback_abstained_are_left_out(ragged, tmp_path, monkeypatch, cls) -> None:
+    env_kwargs = {"feedback": {"tiny:Picky": 1.0}}
+    algorithm = make(cls, ragged, tmp_path, env_kwargs=env_kwargs, **_one_step(cls))
+    monkeypatch.setattr(tiny.Picky, "refused", {"doc-0", "doc-2"})
+    seen = set()
+    for _ in range(4):
+        before = tiny.trained(algorithm.policy)
+        callback = collect(algorithm)
+        assert len(algorithm.episodes) % GROUP == 0
+        seen |= {e.example["id"] for e in algorithm.episodes}
+        assert algorithm.logger.name_to_value["rollout/groups_left_out"] == 3 - len(algorithm.episodes) // GROUP
+        assert callback.batches[0] == algorithm.episodes
+        algorithm.train()
+        assert any(not torch.equal(value, before[name]) for name, value in algorithm.policy.state_dict().items())
+    assert seen and not seen & tiny.Picky.refused
+    monkeypatch.setattr(tiny.Picky, "refused", {f"doc-{i}" for i in range(6)})
+    with pytest.raises(LLMGymError, match="the feedback abstained from a text of each of 3 groups"):
+        collect(algorithm)

@@ -455,24 +455,29 @@ class TextVectorEnv(VectorEnv):
             turns=list(self._turns[row]),
         )
 
-    def score(self) -> list[tuple[int, Episode]]:
+    def score(self, abstaining: bool = False) -> list[tuple[int, Episode]]:
         """Score all turns that have ended since the last time, in one call of the feedback.
+
+        Args:
+            abstaining: Whether the feedback may abstain: such a turn, and its episode, keep None for a reward.
 
         Returns:
             The row and the record of each turn. Its `reward` and `parts` are its own; the episode's, in `episodes`,
             are the sums.
 
         Raises:
-            LLMGymError: The feedback is not finite.
+            LLMGymError: The feedback is not finite, or abstains where it may not.
         """
         unscored, self._unscored = self._unscored, []
         turns = [ended.turn for ended in unscored]
         for ended, score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
             turn = ended.turn
+            if score.abstained and abstaining:
+                continue
             if score.abstained:
                 raise LLMGymError(
                     f"{', '.join(score.abstained)} abstained from example {turn.example['id']!r}, and a step needs a "
-                    "reward; give the judge a longer deadline, or use on_failure='abstain' outside of environments only"
+                    "reward; give the judge a longer deadline, or train by an algorithm of ours, which leaves it out"
                 )
             if not np.isfinite(score.value):
                 raise LLMGymError(
@@ -485,7 +490,7 @@ class TextVectorEnv(VectorEnv):
             turn.turn_rewards = [turn.reward]
             turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
             turn.token_rewards = self._token_rewards(turn, score.placed)
-            if turn.over and ended.whole is not turn:
+            if turn.over and ended.whole is not turn and all(t.reward is not None for t in ended.past):
                 _sum_up(ended.whole, ended.past)
         return [(ended.row, ended.turn) for ended in unscored]
 
