@@ -23,6 +23,7 @@ from llm_gym.envs.render import colour, render_text
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, RenderModeError, positive
+from llm_gym.feedback.memory import Memory
 from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
@@ -122,7 +123,7 @@ class TextVectorEnv(VectorEnv):
         self._prompt_builder = PromptBuilder(
             self.task, self.tokenizer, instruction or self.task.instruction, template, self.max_prompt_tokens
         )
-        self._prompts: dict[int, Prompt] = {}
+        self._prompts = Memory()  # of many rows, the last ones
         self.partner = make_partner(partner, self.task)
         self._reply_template = ReplyTemplate(self.tokenizer, template) if self.task.max_turns > 1 else None
         self._build_spaces(tokenizer)
