@@ -189,6 +189,25 @@ def test_memories_come_back_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.restore({})
 
 
+def test_what_the_scorers_of_a_run_know_is_kept(
+    tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several environments build the same feedback; what any of them learned is in the checkpoint."""
+    feedback = json.dumps({"likelihood": {"weight": 1.0, "model": tiny_model}, "brevity": -1.0})
+    train(asked(tmp_path / "whole", tiny_model, data, steps=2, feedback=feedback))
+    stored = json.loads(next((tmp_path / "whole" / checkpoint.FOLDER).glob("*2/memory.json")).read_text())
+    assert len(stored[f"likelihood/{tiny_model}"]) > 30
+    memory.restore({})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 1, written=True)
+        train(asked(tmp_path / "cut", tiny_model, data, steps=2, feedback=feedback))
+    memory.restore({})
+    resume(tmp_path / "cut")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    again = json.loads(next((tmp_path / "cut" / checkpoint.FOLDER).glob("*2/memory.json")).read_text())
+    assert again[f"likelihood/{tiny_model}"] == stored[f"likelihood/{tiny_model}"]
+
+
 def test_early_stop_ends_a_run_whose_judge_falls(
     tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

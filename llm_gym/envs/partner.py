@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
 
 from llm_gym.envs.prompts import special_tokens
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.feedback.memory import Memory
+from llm_gym.feedback.memory import shared
 from llm_gym.tasks import Task
 
 BATCH = 16
@@ -34,12 +33,6 @@ class ScriptedPartner(Partner):
     def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
         """Return the lines of the script."""
         return [self.task.reply(turn.example, turn.turns) for turn in turns]
-
-
-@cache
-def _reactions(model: str) -> Memory:
-    """Return the process-wide memory of what a model said; a reaction follows from its prompt, whichever task asks."""
-    return Memory(f"reactions/{model}")
 
 
 class ModelPartner(Partner):
@@ -67,7 +60,7 @@ class ModelPartner(Partner):
                 f"partner={model!r} has no chat template, which a partner needs; choose an instruct model"
             )
         self._special = special_tokens(self.tokenizer)
-        self._known = _reactions(model)
+        self._known = shared(f"reactions/{model}")
 
     def __call__(self, turns: Sequence[Episode]) -> list[str | None]:
         """Return a reaction and the script's line each; where it is not the partner who replies, the line alone."""

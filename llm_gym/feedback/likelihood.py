@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -92,12 +93,10 @@ def _last(before: int, count: int) -> np.ndarray:
     return np.arange(before + count) >= before
 
 
-_models: dict[str, LanguageModel] = {}
-
-
+@functools.cache
 def language_model(model: str) -> LanguageModel:
     """Return the process-wide scorer behind a model's name, so that parts of one score share its memory."""
-    return _models.setdefault(model, LanguageModel(model))
+    return LanguageModel(model)
 
 
 def filled(prompt: str, source: str, said: str) -> str:

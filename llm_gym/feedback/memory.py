@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from hashlib import blake2b
 from typing import Any
 from weakref import WeakValueDictionary
@@ -49,6 +50,12 @@ class Memory(dict[Any, Any]):
 
     def __contains__(self, key: Any) -> bool:
         return super().__contains__(_digest(key))
+
+
+@functools.cache
+def shared(name: str) -> Memory:
+    """Return the process-wide memory of a name, for what follows from its keys whoever asks."""
+    return Memory(name)
 
 
 def _digest(key: Any) -> str:

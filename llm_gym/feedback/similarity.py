@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,12 +56,10 @@ class Embedder:
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 
-_embedders: dict[str, Embedder] = {}
-
-
+@functools.cache
 def embedder(model: str) -> Embedder:
     """Return the process-wide embedder behind a model's name, so that the parts of a score share its memory."""
-    return _embedders.setdefault(model, Embedder(model))
+    return Embedder(model)
 
 
 class Similarity(Scorer):
