@@ -40,7 +40,7 @@ def save_checkpoint(run: Path, algorithm: PolicyGradient, update: int, elapsed: 
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "tensors.safetensors")
         (folder / "state.json").write_text(json.dumps(state) + "\n")
         (folder / "memory.json").write_text(json.dumps(memory.remembered()) + "\n")
-    for old in _checkpoints(run)[:-KEPT]:
+    for old in checkpoints(run)[:-KEPT]:
         shutil.rmtree(old)
 
 
@@ -55,7 +55,7 @@ def load_checkpoint(run: Path, algorithm: PolicyGradient) -> tuple[int, float]:
     """
     for stray in (run / FOLDER).glob(".*"):  # what was being written when the run was killed
         shutil.rmtree(stray)
-    found = _checkpoints(run)
+    found = checkpoints(run)
     if not found:
         return 0, 0.0
     folder = found[-1]
@@ -76,7 +76,8 @@ def load_checkpoint(run: Path, algorithm: PolicyGradient) -> tuple[int, float]:
     return state["update"], state["elapsed"]
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints, the oldest first."""
     return sorted(path for path in (run / FOLDER).glob("[0-9]*") if path.is_dir())
 
 

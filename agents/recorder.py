@@ -255,8 +255,10 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 def cut_back(path: Path, updates: int) -> list[dict[str, Any]]:
     """Keep the rows of a JSONL file up to an update, and return them; a last line cut off by a kill goes too."""
+    if not path.exists():
+        return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):
             rows.append(json.loads(line))
     rows = [row for row in rows if row["update"] <= updates]

@@ -314,7 +314,7 @@ def _run_folder(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if not any((folder / name).exists() for name in (ADAPTER, MODEL, checkpoint.FOLDER)):
+        if not any((folder / name).exists() for name in (ADAPTER, MODEL)) and not checkpoint.checkpoints(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -234,7 +234,7 @@ def test_insults_are_ruder_than_the_authors_turns_and_a_search_is_neither() -> N
     rude = [Episode(e.example, e.source, f"Stop whining, you fool, I hate talking to you. {e.text}") for e in episodes]
     score = build("rudeness")
     pairs = zip(score(episodes), score(rude), strict=True)
-    assert sum(one.value < other.value for one, other in pairs) >= 0.9 * len(episodes)
+    assert sum(one.value < other.value for one, other in pairs) >= 0.85 * len(episodes)
     search, nothing = (Episode(ROW, ROW["opening"], text) for text in (QUERY, ""))
     assert [s.value for s in score([search, nothing])] == [0, 1]
     assert [s.value for s in build({"speech": {"ceiling": -4.0}})([search, nothing])] == [0, -4]

@@ -181,7 +181,9 @@ def test_memories_come_back_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     state = json.loads(json.dumps(memory.remembered()))
     first["a", "b"], first["other"] = 7.0, 1.0
     memory.restore(state)
-    later = memory.Memory("test/first")
+    later, gone = memory.Memory("test/first"), memory.Memory("test/first")
+    del gone
+    assert "test/first" in memory.remembered()
     for known in (first, later):
         assert known["a", "b"] == 0.1 + 0.2 and "other" not in known
         assert known["vector"].tolist() == np.array([0.1, -3e-9], np.float32).tolist()

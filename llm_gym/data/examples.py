@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class Store:
                 self._held.append(example)
                 return
             self._file = tempfile.TemporaryFile()
+            weakref.finalize(self, self._file.close)
         line = json.dumps(example, ensure_ascii=False).encode()
         self._offsets.append(self._file.tell())
         self._sizes.append(len(line))

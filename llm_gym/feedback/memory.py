@@ -12,7 +12,7 @@ import numpy as np
 
 SIZE = 50_000
 
-_named: WeakValueDictionary[str, Memory] = WeakValueDictionary()
+_named: WeakValueDictionary[int, Memory] = WeakValueDictionary()  # by `id`: several may have one name
 _restored: dict[str, dict[str, Any]] = {}
 
 
@@ -33,8 +33,9 @@ class Memory(dict[Any, Any]):
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(_restored.get(name, {}) if name else {})
+        self.name = name
         if name:
-            _named[name] = self
+            _named[id(self)] = self
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(_digest(key), value)
@@ -64,7 +65,11 @@ def _digest(key: Any) -> str:
 
 def remembered() -> dict[str, dict[str, Any]]:
     """Return what all named memories hold, as JSON types."""
-    return {name: {key: _plain(value) for key, value in memory.items()} for name, memory in sorted(_named.items())}
+    state: dict[str, dict[str, Any]] = {}
+    for memory in _named.values():
+        known = {key: _plain(value) for key, value in memory.items()}
+        state.setdefault(memory.name or "", {}).update(known)
+    return state
 
 
 def restore(state: dict[str, dict[str, Any]]) -> None:
@@ -72,9 +77,9 @@ def restore(state: dict[str, dict[str, Any]]) -> None:
     _restored.clear()
     for name, entries in state.items():
         _restored[name] = {key: _value(value) for key, value in entries.items()}
-    for name, memory in _named.items():
+    for memory in _named.values():
         memory.clear()
-        memory.update(_restored.get(name, {}))
+        memory.update(_restored.get(memory.name or "", {}))
 
 
 def _plain(value: Any) -> Any:
