@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from agents.training import TrainArguments, resume, train
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import memory
 from test_training import ENV, documents, lines, untimed
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """Leave other tests no memories that were brought back here."""
+    yield
+    memory.restore({})
 
 
 @pytest.fixture(scope="module")
