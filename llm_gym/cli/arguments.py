@@ -161,7 +161,9 @@ def _environment(parser: argparse.ArgumentParser, data: bool = True, optional: b
     parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0", **count)  # type: ignore[arg-type]
     if data:
         parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
-        parser.add_argument("--partner", metavar="NAME", help="who answers in a dialogue: script, or a model's name")
+        parser.add_argument(
+            "--partner", metavar="NAME", help="who answers in a dialogue: script, a model's name, or ADDRESS#MODEL"
+        )
     _columns(parser, "the task's column A is the file's column B")
     parser.add_argument("--feedback", metavar="SPEC", help="a scorer's name, or JSON of names and weights")
 

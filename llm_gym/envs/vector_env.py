@@ -68,7 +68,8 @@ class TextVectorEnv(VectorEnv):
         template: `chat` or `plain`.
         max_prompt_tokens: Longest prompt; a longer source is cut and `info["words_cut"]` says by how much.
         max_new_tokens: Cap of a turn.
-        partner: Who answers in a conversation: `script` (the default), or the name of a causal language model.
+        partner: Who answers in a conversation: `script` (the default), the name of a causal language model, or an
+            address and a model, such as `http://127.0.0.1:8000/v1#my-model`.
         render_mode: `ansi`, `human` or None.
 
     Raises:
