@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 SEED ?= 0
 
-.PHONY: demo test checks install format clean
+.PHONY: demo preference test checks install format clean
 
 # torch goes first and alone, so that the constraints decide which build of it is taken.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -20,6 +20,11 @@ install: $(VENV)/installed
 
 demo: install
 	$(BIN)/llm-gym train TextSummary-v0 --seed $(SEED) --out $(RUN)
+
+# A preference model from bundled data alone: references against the same with names and numbers changed.
+preference: install
+	$(BIN)/llm-gym feedback corrupt TextSummary-v0 --seed $(SEED) --out runs/preference-pairs.jsonl
+	$(BIN)/llm-gym feedback train --data runs/preference-pairs.jsonl --seed $(SEED) --out runs/preference
 
 test: install
 	$(BIN)/llm-gym fetch

@@ -1,8 +1,12 @@
 """Agents: a language-model policy for Stable-Baselines3, and the algorithms language models need."""
 
+from agents.a2c import A2C
 from agents.buffer import SequenceRolloutBuffer
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
+from agents.ppo import PPO
+from agents.reinforce import REINFORCE
+from agents.rloo import RLOO
 from agents.vec_env import GymVecEnv, make_vec_env
 
-__all__ = ["GRPO", "GymVecEnv", "LLMPolicy", "SequenceRolloutBuffer", "make_vec_env"]
+__all__ = ["A2C", "GRPO", "PPO", "REINFORCE", "RLOO", "GymVecEnv", "LLMPolicy", "SequenceRolloutBuffer", "make_vec_env"]

@@ -80,6 +80,7 @@ class Engine:
     def clear(self) -> None:
         """Forget everything; to be called when the weights have changed."""
         self._read[:] = 0
+        self._slot[:] = np.arange(self.rows)  # as in a new engine, so that a run gone on with computes the same bits
 
     def last_hidden(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
         """Return the hidden state at the last token of each sequence, `(n, H)`.

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
+from agents.best_of_n import BestOfN, RandomAgent
 from agents.policy import LLMPolicy
 from agents.reference import ReferenceAgent
-from agents.rollout import play
+from agents.rollout import Agent, play
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import Composite, Score, build
@@ -26,9 +27,9 @@ from llm_gym.registration import find_task
 
 HELD_OUT = 48  # documents of a report: few enough to write in a minute, enough for an interval
 TEXTS = 2  # for each of them: what one sampled text happens to be worth says little of its policy
-CONFIG, ADAPTER = "config.json", "adapter"
-REFERENCE = "reference"
-"""The policy that says what a person wrote."""
+CONFIG, ADAPTER, MODEL = "config.json", "adapter", "model"
+AGENTS = ("reference", "random")
+"""Policies without a model: one says what a person wrote, one draws tokens."""
 RUN_FORMAT = 1
 """Value of `llm_gym_run` in a run's config; its presence tells a run folder from a model's."""
 
@@ -41,26 +42,27 @@ class PolicySource:
         model: Name of the base model; a local folder as an absolute path.
         adapter: Folder of the adapter on it, or None.
         config: The config of the run that it comes from, or None.
-        reference: Whether it says what a person wrote; `model` then names the tokenizer alone.
+        agent: `reference` if it says what a person wrote, `random` if it draws tokens; `model` then names the
+            tokenizer alone. None for a language model.
         temperature: Of sampling: the run's, or 1.
     """
 
     model: str
     adapter: str | None = None
     config: dict[str, Any] | None = None
-    reference: bool = False
+    agent: str | None = None
     temperature: float = 1.0
 
 
 def find_policy(name: str) -> PolicySource:
-    """Return what `name` stands for: a run folder, a model folder, a model's name, or `reference`.
+    """Return what `name` stands for: a run folder, a model folder, a model's name, or one of `AGENTS`.
 
     Raises:
         LLMGymError: A run folder without an adapter, or written by another version.
     """
     folder = Path(name)
-    if name == REFERENCE:
-        return PolicySource("smollm2-135m", reference=True)
+    if name in AGENTS:
+        return PolicySource("smollm2-135m", agent=name)
     if not folder.is_dir():
         return PolicySource(name)
     config = _read_json(folder / CONFIG)
@@ -70,9 +72,13 @@ def find_policy(name: str) -> PolicySource:
         return PolicySource(str(folder.absolute()))
     if config["llm_gym_run"] != RUN_FORMAT:
         raise LLMGymError(f"{folder} was written by another version of llm_gym; train again, or use that version")
-    if not (folder / ADAPTER / "adapter_config.json").is_file():
-        raise LLMGymError(f"the run in {folder} has no adapter: it did not finish; train again with another --out")
     settings = config["policy"]
+    if (folder / MODEL / "config.json").is_file():
+        return PolicySource(str((folder / MODEL).absolute()), config=config, temperature=settings["temperature"])
+    if not (folder / ADAPTER / "adapter_config.json").is_file():
+        raise LLMGymError(
+            f"the run in {folder} has no adapter: it did not finish; go on with 'llm-gym train --resume {folder}'"
+        )
     return PolicySource(
         settings["model"], str((folder / ADAPTER).absolute()), config, temperature=settings["temperature"]
     )
@@ -130,10 +136,22 @@ def make_envs(env_id: str, num_envs: int, split: str, arguments: dict[str, Any])
     return envs.unwrapped
 
 
-def load_policy(source: PolicySource, envs: Any) -> LLMPolicy | ReferenceAgent:
-    """Return the policy on the best device, ready to write in `envs`."""
-    if source.reference:
-        return ReferenceAgent(envs)
+def load_policy(source: PolicySource, envs: Any, best_of: int = 1, seed: int = 0) -> Agent:
+    """Return the policy on the best device, ready to write in `envs`.
+
+    Args:
+        source: Which policy.
+        envs: From `make_envs`.
+        best_of: How many texts it writes for each that it says (`BestOfN`).
+        seed: Of what the random agent draws.
+
+    Raises:
+        LLMGymError: The best of several is asked of an agent that has but one.
+    """
+    if source.agent and best_of > 1:
+        raise LLMGymError(f"the best of {best_of} is for language models; the {source.agent} agent takes no --best-of")
+    if source.agent:
+        return ReferenceAgent(envs) if source.agent == "reference" else RandomAgent(envs, seed)
     policy = LLMPolicy(
         envs.single_observation_space,
         envs.single_action_space,
@@ -143,7 +161,8 @@ def load_policy(source: PolicySource, envs: Any) -> LLMPolicy | ReferenceAgent:
         adapter=source.adapter,
         temperature=source.temperature,
     )
-    return policy.to(pick_device("auto"))
+    policy.to(pick_device("auto"))
+    return policy if best_of == 1 else BestOfN(policy, envs, best_of)
 
 
 def held_out(ids: Sequence[str], count: int = HELD_OUT) -> list[str]:
@@ -175,6 +194,28 @@ class Evaluation:
         """The first text for each document, for reading."""
         return self.episodes[: len(self.episodes) // self.texts]
 
+    def to_jsonl(self) -> str:
+        """Return a line of JSON for each text: its record, and what the second judge gave it.
+
+        `from_jsonl` brings it back.
+        """
+        rows = zip(self.episodes, self.judged, strict=True)
+        return "".join(
+            json.dumps(
+                {"episode": e.to_record(), "judge": s and {"value": s.value, "parts": s.parts}},
+                ensure_ascii=False,
+            )
+            + "\n"
+            for e, s in rows
+        )
+
+    @classmethod
+    def from_jsonl(cls, lines: str, texts: int) -> Evaluation:
+        """Rebuild what `to_jsonl` returned."""
+        rows = [json.loads(line) for line in lines.splitlines()]
+        episodes = [Episode.from_record(row["episode"]) for row in rows]
+        return cls(episodes, [row["judge"] and Score(**row["judge"]) for row in rows], texts)
+
     def columns(self) -> dict[str, np.ndarray]:
         """Return every measure, float64 `(documents,)`, the mean over a document's texts; NaN where it does not apply.
 
@@ -194,7 +235,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: LLMPolicy | ReferenceAgent,
+    policy: Agent,
     envs: Any,
     ids: Sequence[str],
     deterministic: bool = False,
@@ -218,18 +259,24 @@ def evaluate(
     """
     with sampling_from(policy, seed):
         episodes = play(policy, envs, [*ids] * texts, deterministic) or []
+    return Evaluation(episodes, judged_by(judge, episodes), texts)
+
+
+def judged_by(judge: Composite | None, episodes: Sequence[Episode]) -> list[Score | None]:
+    """Return the second judge's scores, None for episodes without a reference to compare with."""
     judged: list[Score | None] = [None] * len(episodes)
     places = [i for i, episode in enumerate(episodes) if episode.reference] if judge is not None else []
     if judge is not None and places:
         for place, score in zip(places, judge([episodes[i] for i in places]), strict=True):
             judged[place] = score
-    return Evaluation(episodes, judged, texts)
+    return judged
 
 
 @contextmanager
-def sampling_from(policy: LLMPolicy | ReferenceAgent, seed: int) -> Iterator[None]:
+def sampling_from(agent: Agent, seed: int) -> Iterator[None]:
     """Sample from `seed` inside the block, so that measuring does not change what training draws."""
-    if isinstance(policy, ReferenceAgent):
+    policy = agent.policy if isinstance(agent, BestOfN) else agent
+    if not isinstance(policy, LLMPolicy):
         yield
         return
     kept = policy._generator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,14 +47,15 @@ class LLMPolicy(ActorCriticPolicy):
         action_space: Of the same; its tokenizer must be the model's.
         lr_schedule: SB3's learning rate schedule.
         model: Name of a causal language model: a catalogue name, hub id or local folder.
-        lora: Rank of the adapters on all linear layers; None trains every weight.
+        lora: Rank of the adapters on all linear layers; None trains weights of the model itself.
+        last_layers: With `lora=None`, how many layers at the end are trained; None trains every weight.
         adapter: Folder of a saved adapter to start from.
         temperature: Of sampling, and of every log-probability.
         gradient_checkpointing: Compute the inside of each layer again for the gradient instead of keeping it: more
             time, less memory (Chen et al. 2016). It does not change the gradient.
         use_sde: Must be False; SB3 passes it.
-        optimizer_class: SB3's argument.
-        optimizer_kwargs: SB3's argument.
+        optimizer_class: `adamw`, `adam`, `rmsprop`, or a class.
+        optimizer_kwargs: Its arguments; None for the customary ones, without weight decay.
 
     Raises:
         LLMGymError: Spaces that are not a text environment's, a different tokenizer, a model that cannot act here.
@@ -68,27 +68,32 @@ class LLMPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         model: str = "smollm2-135m",
         lora: int | None = 16,
+        last_layers: int | None = None,
         adapter: str | None = None,
         temperature: float = 1.0,
         gradient_checkpointing: bool = False,
         use_sde: bool = False,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_class: str | type[torch.optim.Optimizer] = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if use_sde:
             raise LLMGymError("use_sde=True does not apply to token actions; leave it False")
         if temperature <= 0:
             raise LLMGymError(f"temperature={temperature} must be positive; for greedy actions pass deterministic=True")
-        optimizer_kwargs = {"weight_decay": 0.0} if optimizer_kwargs is None else optimizer_kwargs
+        if last_layers is not None and (lora is not None or adapter is not None):
+            raise LLMGymError(f"last_layers={last_layers} trains whole layers and no adapters; pass lora=None with it")
+        optimizer_class, optimizer_kwargs = _optimizer(optimizer_class, optimizer_kwargs)
         # ActorCriticPolicy's own constructor would build an MLP on float features.
         super(ActorCriticPolicy, self).__init__(
             observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )
         _check_spaces(observation_space, action_space, model)
         self.model_name, self.lora, self.adapter, self.temperature = model, lora, adapter, temperature
+        self.last_layers = last_layers
         self.actions, self.capacity = int(action_space.n), observation_space["input_ids"].shape[0]  # type: ignore[attr-defined, index]
         self.gradient_checkpointing = gradient_checkpointing
         self._stop_ids = list(getattr(action_space, "stop_ids", ()))
+        self._frozen: dict[str, torch.Tensor] | None = None  # the reference's copy of what is trained
         self._constraint: Constraint | None = getattr(action_space, "constraint", None)
         self._build_model()
         trainable = [p for p in self.parameters() if p.requires_grad]
@@ -123,13 +128,13 @@ class LLMPolicy(ActorCriticPolicy):
 
     def _with_adapters(self, causal: Any) -> Any:
         if self.lora is None and self.adapter is None:
-            return causal
+            return _freeze_all_but(causal, self.last_layers)
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        from llm_gym.models.load import hub_id
+        from llm_gym.models.load import hub_id, quiet_peft
 
         if self.adapter is not None:
-            with _quiet_peft():
+            with quiet_peft():
                 return PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
         config = LoraConfig(
             r=self.lora,  # type: ignore[arg-type]
@@ -137,7 +142,7 @@ class LLMPolicy(ActorCriticPolicy):
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with _quiet_peft():
+        with quiet_peft():
             lm = get_peft_model(causal, config)
         # What is saved must name the public model, not a folder of this machine.
         lm.peft_config["default"].base_model_name_or_path = hub_id(self.model_name)
@@ -146,6 +151,11 @@ class LLMPolicy(ActorCriticPolicy):
     @property
     def _causal(self) -> Any:
         return self.lm.get_base_model() if self._lora_layers else self.lm
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, not weights of the model itself."""
+        return bool(self._lora_layers)
 
     @property
     def backbone(self) -> Any:
@@ -202,17 +212,39 @@ class LLMPolicy(ActorCriticPolicy):
             if not p.requires_grad:
                 p.data = p.data.to(dtype)
 
+    def keep_reference(self) -> None:
+        """Keep a copy of what is trained as it is now, for `reference`; with adapters there is nothing to keep."""
+        if not self._lora_layers:
+            self._frozen = {name: p.detach().clone() for name, p in self._trained_weights()}
+
+    def _trained_weights(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.lm.named_parameters() if p.requires_grad]
+
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Switch the adapters off inside the block: the model as it was before training.
+        """Be the reference inside the block: the model without its adapters, or as `keep_reference` found it.
 
         Raises:
-            LLMGymError: Every weight is trained, so the reference is gone.
+            LLMGymError: Weights of the model itself are trained, and none were kept.
         """
-        if not self._lora_layers:
-            raise LLMGymError("no reference model: with lora=None every weight is trained; pass lora=16")
-        with self.lm.disable_adapter():
+        if self._lora_layers:
+            with self.lm.disable_adapter():
+                yield
+            return
+        if self._frozen is None:
+            raise LLMGymError(
+                "no reference model: with lora=None call keep_reference() before training, or pass lora=16"
+            )
+        self._swap_reference()
+        try:
             yield
+        finally:
+            self._swap_reference()
+
+    def _swap_reference(self) -> None:
+        assert self._frozen is not None
+        for name, p in self._trained_weights():
+            p.data, self._frozen[name] = self._frozen[name].to(p.device), p.data
 
     # ---------------------------------------------------------------- hidden states
 
@@ -333,13 +365,15 @@ class LLMPolicy(ActorCriticPolicy):
             blocks: The tokens' weights, `(N, B, BLOCK)`.
             reached: Running sums of the blocks, float64 `(N, B)`.
         """
-        drawn = torch.rand(len(reached), 1, generator=self._random(), device=self.device, dtype=torch.float64)
+        drawn = torch.rand(len(reached), 1, generator=self.generator, device=self.device, dtype=torch.float64)
         drawn = drawn * reached[:, -1:]
         block = _first_above(reached, drawn)
         inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
         return block * BLOCK + _first_above(inside, drawn - (reached.gather(-1, block) - inside[:, -1:]))
 
-    def _random(self) -> torch.Generator:
+    @property
+    def generator(self) -> torch.Generator:
+        """What sampling draws from."""
         if self._generator is None or self._generator.device != self.device:
             self._generator = torch.Generator(self.device).manual_seed(self._seed)
         return self._generator
@@ -449,17 +483,22 @@ class LLMPolicy(ActorCriticPolicy):
         self.forget()
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
-    def save_adapter(self, folder: str | Path) -> None:
-        """Write the adapter as PEFT does; `PeftModel.from_pretrained(base, folder)` loads it.
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what is trained of the language model into a folder, in safetensors.
 
-        Raises:
-            LLMGymError: The policy has no adapter.
+        An adapter is written as PEFT does (`PeftModel.from_pretrained(base, folder)` loads it), a model whose own
+        weights are trained as transformers does, with its tokenizer.
         """
-        if not self._lora_layers:
-            raise LLMGymError("there is no adapter to save: with lora=None every weight is trained; save the model")
-        # The embeddings are never trained; asked to find out itself, PEFT would look for the base model on the hub.
-        self.lm.save_pretrained(str(folder), save_embedding_layers=False)
-        (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty template, and it names a folder of this machine
+        if self._lora_layers:
+            # The embeddings are never trained; asked to find out itself, PEFT would look for the base model on the hub.
+            self.lm.save_pretrained(str(folder), save_embedding_layers=False)
+            # An empty template, and it names a folder of this machine.
+            (Path(folder) / "README.md").unlink(missing_ok=True)
+            return
+        from llm_gym.models.load import load_tokenizer
+
+        self.lm.save_pretrained(str(folder))
+        load_tokenizer(self.model_name).save_pretrained(str(folder))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -468,12 +507,48 @@ class LLMPolicy(ActorCriticPolicy):
             "lr_schedule": self._dummy_schedule,
             "model": self.model_name,
             "lora": self.lora,
+            "last_layers": self.last_layers,
             "adapter": self.adapter,
             "temperature": self.temperature,
             "gradient_checkpointing": self.gradient_checkpointing,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"weight_decay": 0.0}),
+    "adam": (torch.optim.Adam, {}),
+    "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-5}),
+}
+"""Optimisers by name, with the arguments they get if none are given; RMSprop's are those of SB3's A2C."""
+
+
+def _optimizer(
+    name: str | type[torch.optim.Optimizer], kwargs: dict[str, Any] | None
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    if not isinstance(name, str):
+        usual = next((usual for known, usual in OPTIMIZERS.values() if known is name), {})
+        return name, usual if kwargs is None else kwargs
+    if name not in OPTIMIZERS:
+        raise LLMGymError(f"optimizer_class={name!r} is unknown; expected one of {', '.join(OPTIMIZERS)}, or a class")
+    found, usual = OPTIMIZERS[name]
+    return found, usual if kwargs is None else kwargs
+
+
+def _freeze_all_but(causal: Any, last_layers: int | None) -> Any:
+    """Freeze a model but for its last layers; None freezes nothing."""
+    if last_layers is None:
+        return causal
+    layers = next(
+        m for m in causal.modules() if isinstance(m, nn.ModuleList) and len(m) == causal.config.num_hidden_layers
+    )
+    if not 0 < last_layers <= len(layers):
+        raise LLMGymError(f"last_layers={last_layers}: the model has {len(layers)} layers; pass 1 to {len(layers)}")
+    causal.requires_grad_(False)
+    for layer in list(layers)[-last_layers:]:
+        layer.requires_grad_(True)
+    return causal
 
 
 def _first_above(sums: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -494,14 +569,6 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 register_optimizer_step_post_hook(_after_step)
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Hold back what PEFT causes transformers to warn about and a user can do nothing about."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from agents.evaluate import held_out
+from agents.checkpoint import save_checkpoint
+from agents.evaluate import held_out, judged_by
+from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.rollout import play
+from llm_gym.data.files import write_aside
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
+from llm_gym.feedback import Composite
 from llm_gym.feedback.rules import copied_share, words
+from llm_gym.statistics import trend
 
 MINUTES = 10.0
 """How long a run trains if nobody says otherwise."""
@@ -52,6 +58,13 @@ class Limit:
         assert self.seconds is not None
         return max(0.0, self.seconds - elapsed)
 
+    def remaining(self, updates: int, elapsed: float) -> float:
+        """Return the share of training that is left, 1 at the start: what schedules fall with."""
+        if self.steps is not None:
+            return max(0.0, 1 - updates / self.steps)
+        assert self.seconds is not None
+        return max(0.0, 1 - elapsed / self.seconds)
+
 
 class Latest(KVWriter):
     """The values that SB3's logger wrote last."""
@@ -70,34 +83,67 @@ class Latest(KVWriter):
 class Recorder(BaseCallback):
     """Writes metrics and sample texts, shows progress, and ends the run at its limit.
 
-    Works for `GRPO` and for SB3's on-policy algorithms. An update is everything from one rollout's start to the next's.
+    Works for our algorithms and for SB3's on-policy ones. An update is everything from one rollout's start to the
+    next's. After each, an algorithm of ours leaves a checkpoint.
 
     Args:
         folder: The run folder.
         limit: When to stop.
         progress: Where to show it.
         samples: Environment of the texts that are watched.
+        judge: The second judge, which reads what was written for training too; training never sees what it says.
+        early_stop: Whether to stop once training feedback rises while the second judge falls.
+
+    Attributes:
+        rows: What `metrics.jsonl` holds.
+        diverged: The update after which training feedback was first seen to rise while the second judge fell.
     """
 
-    def __init__(self, folder: Path, limit: Limit, progress: Progress, samples: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit: Limit,
+        progress: Progress,
+        samples: Any,
+        judge: Composite | None = None,
+        early_stop: bool = False,
+    ) -> None:
         super().__init__()
         self.folder, self.limit, self.progress, self.samples = folder, limit, progress, samples
+        self.judge, self.early_stop = judge, early_stop
         self.watched = held_out(samples.example_ids, SAMPLES)
         self.latest = Latest()
         self.rows: list[dict[str, Any]] = []
+        self.diverged: int | None = None
+        self._before = 0.0  # seconds that were trained before the run was gone on with
         self._episodes: list[Episode] = []
         self._row: dict[str, Any] = {}
 
+    def go_on(self, updates: int, elapsed: float) -> None:
+        """Cut the files back to what had been written after `updates`, and count on from there."""
+        self.rows = cut_back(self.folder / "metrics.jsonl", updates)
+        # The last texts of a run that ends between two regular ones are written again when it ends again.
+        cut_back(self.folder / "samples.jsonl", updates - bool(updates % SAMPLE_EVERY))
+        self.diverged = next((row["update"] for row in self.rows if row["diverged"]), None)
+        self._before = elapsed
+
+    def remaining(self) -> float:
+        """Return the share of training that is left."""
+        return self.limit.remaining(len(self.rows), self._elapsed())
+
+    def _elapsed(self) -> float:
+        return self._before + time.monotonic() - self._started
+
     def _on_training_start(self) -> None:
-        self._write_samples()
+        if not self.rows:
+            self._write_samples()
         self._started = self._update_started = time.monotonic()
-        self._tokens = 0
+        self._tokens = self.num_timesteps = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:
         if self._row:
             self._finish_update()
-        elapsed = time.monotonic() - self._started
-        if self.limit.reached(len(self.rows), elapsed):
+        if self.limit.reached(len(self.rows), self._elapsed()) or (self.early_stop and self.diverged is not None):
             if len(self.rows) % SAMPLE_EVERY:
                 self._write_samples()
             raise LimitReached
@@ -113,8 +159,8 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         episodes = getattr(self.model, "episodes", self._episodes)
-        self._row, self._episodes = _summary(episodes), []
-        for name in ("words", "copied_share", "finished"):
+        self._row, self._episodes = _summary(episodes, self.judge), []
+        for name in ("judge", "words", "copied_share", "finished"):
             if self._row[name] is not None:
                 self.logger.record(f"rollout/{name}", self._row[name])
         for name, value in self._row["parts"].items():
@@ -122,10 +168,10 @@ class Recorder(BaseCallback):
 
     def _finish_update(self) -> None:
         """Write the row of the update that has just ended."""
-        now = time.monotonic()
-        seconds, elapsed = now - self._update_started, now - self._started
+        seconds, elapsed = time.monotonic() - self._update_started, self._elapsed()
         # SB3 writes its log before it trains, so the newest training values may still be waiting to be written.
-        trained = _training_values({**self.latest.values, **self.logger.name_to_value})
+        logged = {**self.latest.values, **self.logger.name_to_value}
+        trained = _training_values(logged)
         tokens, self._tokens = self.num_timesteps - self._tokens, self.num_timesteps
         row = {
             "update": len(self.rows) + 1,
@@ -133,16 +179,27 @@ class Recorder(BaseCallback):
             "kl": trained.get("kl"),
             "tokens_total": self.num_timesteps,
             "train": trained,
+            "phases": {
+                name: round(logged[f"time/{name}_seconds"], 3)
+                for name in ("collect", "train")
+                if f"time/{name}_seconds" in logged
+            },
             "tokens_per_second": round(tokens / seconds, 2),
             "seconds": round(seconds, 3),
             "elapsed": round(elapsed, 3),
         }
         self._row = {}
         self.rows.append(row)
+        row["diverged"] = diverging([r["reward"] for r in self.rows], [r["judge"] for r in self.rows])
+        if row["diverged"] and self.diverged is None:
+            self.diverged = row["update"]
+            self.progress.say(f"update {self.diverged}: training feedback rises while the second judge falls")
         append_line(self.folder / "metrics.jsonl", row)
         self.progress.update(row, self.limit.goal, self.limit.left(len(self.rows), elapsed))
         if len(self.rows) % SAMPLE_EVERY == 0:
             self._write_samples()
+        if isinstance(self.model, PolicyGradient):
+            save_checkpoint(self.folder, self.model, len(self.rows), elapsed)
 
     def _write_samples(self) -> None:
         policy: Any = self.model.policy
@@ -151,8 +208,9 @@ class Recorder(BaseCallback):
             append_line(self.folder / "samples.jsonl", {**row, "score": episode.reward, "parts": episode.parts})
 
 
-def _summary(episodes: list[Episode]) -> dict[str, Any]:
+def _summary(episodes: list[Episode], judge: Composite | None) -> dict[str, Any]:
     """Return the means over the episodes of an update, None where none ended."""
+    judged = [score.value for score in judged_by(judge, episodes) if score is not None]
 
     def mean(values: Iterator[float]) -> float | None:
         found = list(values)
@@ -163,6 +221,7 @@ def _summary(episodes: list[Episode]) -> dict[str, Any]:
         "episodes": len(episodes),
         "reward": mean(e.reward or 0.0 for e in episodes),
         "parts": {name: mean(e.parts[name] for e in episodes) for name in parts},
+        "judge": mean(iter(judged)),
         "words": mean(len(words(e.text)) for e in episodes),
         "tokens": mean(int(e.agent_mask.sum()) for e in episodes),
         "copied_share": mean(copied_share(e.text, e.source) for e in episodes),
@@ -192,3 +251,34 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def cut_back(path: Path, updates: int) -> list[dict[str, Any]]:
+    """Keep the rows of a JSONL file up to an update, and return them; a last line cut off by a kill goes too."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    rows = [row for row in rows if row["update"] <= updates]
+    write_aside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows
+
+
+WATCHED = 15  # updates over which a trend is looked for
+LEAST = 8  # with fewer, no trend is told from chance
+SIGNIFICANT = 2.9  # t of a slope, one-sided about 1 % at the fewest updates, less at more
+
+
+def diverging(rewards: Sequence[float | None], judged: Sequence[float | None]) -> bool:
+    """Return whether over the last updates training feedback rose while the second judge fell, both beyond chance.
+
+    It is the mark of a feedback that is being hacked (Gao et al. 2023, "Scaling laws for reward model
+    overoptimization").
+    """
+    pairs = [(r, j) for r, j in zip(rewards, judged, strict=True) if r is not None and j is not None][-WATCHED:]
+    if len(pairs) < LEAST:
+        return False
+    up, down = (trend(np.array(series)) for series in zip(*pairs, strict=True))
+    return up > SIGNIFICANT and down < -SIGNIFICANT

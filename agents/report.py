@@ -144,7 +144,7 @@ def make_report(
         "texts_each": after.texts,
         "interval": "95 %, bootstrap over documents, paired, 10,000 resamples",
         "changes": [asdict(change) for change in compare(before, after, weights, seed)],
-        "notes": _notes(after),
+        "notes": [*_notes(after), *_divergence(facts)],
         "texts": texts,
     }
 
@@ -156,6 +156,15 @@ def _notes(evaluation: Evaluation) -> list[str]:
     if judged < len(evaluation.firsts):
         return [f"The second judge was run on the {judged} of {len(evaluation.firsts)} documents with a reference."]
     return []
+
+
+def _divergence(facts: dict[str, Any]) -> list[str]:
+    if facts.get("diverged") is None:
+        return []
+    return [
+        f"From update {facts['diverged']} on training feedback rose while the second judge fell, the mark of a "
+        "feedback that is being hacked: read the texts before you trust it."
+    ]
 
 
 # -------------------------------------------------------------------- tables

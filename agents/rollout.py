@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from agents.policy import LLMPolicy
-from agents.reference import ReferenceAgent
 from llm_gym.episode import Episode
 
 STRIDE = 16  # tokens that a policy writes between two looks at which rows are free
 
 
+class Agent(Protocol):
+    """Whoever writes texts in a vector environment."""
+
+    def write(
+        self, obs: dict[str, np.ndarray], rows: np.ndarray, most: int, deterministic: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write up to `most` tokens into each of `rows`; see `LLMPolicy.write`."""
+
+
 def play(
-    policy: LLMPolicy | ReferenceAgent,
+    policy: Agent,
     envs: Any,
     examples: Sequence[str],
     deterministic: bool = False,
     on_step: Callable[[int], bool] | None = None,
+    abstaining: bool = False,
 ) -> list[Episode] | None:
     """Let the policy write one episode for each example.
 
@@ -29,6 +37,7 @@ def play(
         examples: Ids; where there are more than rows, a row that has ended takes the next one.
         deterministic: Take the likeliest token each time.
         on_step: Called after each step with the number of tokens written in it; False stops.
+        abstaining: Whether the feedback may abstain: such episodes have None for a reward.
 
     Returns:
         The finished episodes in order, with the log-probabilities of what was written; None if `on_step` stopped.
@@ -61,7 +70,7 @@ def play(
         _seat(envs, over[seats[over] >= 0], seats, examples)
         running |= waiting & (seats >= 0)
         waiting[:] = False
-    envs.score()  # all at once: a source is read once for all texts about it
+    envs.score(abstaining)  # all at once: a source is read once for all texts about it
     for episode, values in zip(episodes, log_probs, strict=True):
         episode.log_probs = np.zeros(len(episode.agent_mask), np.float32)
         episode.log_probs[episode.agent_mask] = np.concatenate(values)[: episode.agent_mask.sum()]

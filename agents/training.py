@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 import llm_gym
-from agents.buffer import SequenceRolloutBuffer
+from agents import checkpoint
+from agents.algorithms import hyperparameters, make_algorithm, with_lengths
 from agents.curve import draw_curve
 from agents.evaluate import (
     ADAPTER,
     CONFIG,
+    MODEL,
     RUN_FORMAT,
     TEXTS,
     Evaluation,
@@ -34,28 +32,21 @@ from agents.evaluate import (
     held_out,
     make_envs,
 )
-from agents.grpo import GRPO
-from agents.policy import LLMPolicy
+from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.recorder import MINUTES, Limit, LimitReached, Recorder
 from agents.report import make_report, markdown
+from agents.saving import folder_aside
 from agents.vec_env import make_vec_env
 from llm_gym.data import load_examples
+from llm_gym.data.files import write_aside
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.models.load import hub_id
 from llm_gym.registration import find_task
 
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "grpo": {"n_envs": 16, "group_size": 8, "learning_rate": 3e-4},
-    "ppo": {"n_envs": 16, "gamma": 1.0, "gae_lambda": 0.95, "n_epochs": 2, "learning_rate": 1e-4},
-    "a2c": {"n_envs": 16, "gamma": 1.0, "gae_lambda": 0.95, "use_rms_prop": False, "learning_rate": 1e-4},
-}
-"""Hyper-parameters by algorithm. PPO and A2C also take `n_steps`, the environment's `max_new_tokens`, and PPO a
-quarter of the rollout as `batch_size`."""
-
-LORA = 16
 PACKAGES = ("torch", "transformers", "peft", "stable-baselines3", "gymnasium", "numpy")
+LORA = 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class TrainArguments:
 
     Attributes:
         env: Environment id.
-        algo: A key of `ALGORITHMS`.
+        algo: A key of `agents.algorithms.ALGORITHMS`.
         policy: Model name, model folder, or run folder to go on from.
         data: File of examples; None for the bundled corpus.
         columns: The task's column names mapped to the file's.
@@ -74,6 +65,8 @@ class TrainArguments:
         steps: Training updates, or None.
         minutes: Minutes of training, or None; ten if `steps` is None too.
         seed: Of everything drawn.
+        hyperparams: Changes to the algorithm's hyper-parameters (`agents.algorithms.hyperparameters`).
+        early_stop: Whether to stop once training feedback rises while the second judge falls.
         out: Run folder; None for `runs/<env>-<algo>-<seed>`.
     """
 
@@ -88,6 +81,8 @@ class TrainArguments:
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
+    hyperparams: dict[str, Any] = field(default_factory=dict)
+    early_stop: bool = False
     out: str | None = None
 
     @property
@@ -122,54 +117,67 @@ def train(arguments: TrainArguments, progress: Progress | None = None) -> Run:
     """
     progress = progress or Progress()
     with _run_folder(arguments.folder) as folder:
-        return _train(arguments, folder, progress)
+        source = find_policy(arguments.policy)
+        if source.agent:
+            raise LLMGymError(f"the policy {source.agent!r} cannot be trained; pass a model's name")
+        env_kwargs = environment_arguments(
+            arguments.env, source, arguments.data, arguments.columns, arguments.feedback, arguments.partner
+        )
+        return _train(folder, _config(arguments, source, env_kwargs), progress)
 
 
-def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
-    source = find_policy(arguments.policy)
-    if source.reference:
-        raise LLMGymError("the policy 'reference' cannot be trained; pass a model's name")
-    progress.say(f"loading {source.model}" + (f" with the adapter of {arguments.policy}" if source.adapter else ""))
-    if source.adapter:
+def resume(
+    folder: Path, steps: int | None = None, minutes: float | None = None, progress: Progress | None = None
+) -> Run:
+    """Go on with a run from its last checkpoint, exactly as if it had not been interrupted.
+
+    Args:
+        folder: The run folder.
+        steps: Updates in all, another number than the run was to make; None for that.
+        minutes: Minutes in all, likewise.
+        progress: Where to show it.
+
+    Raises:
+        LLMGymError: No run, or one of an algorithm that leaves no checkpoints, or of other package versions.
+    """
+    config = _config_of(folder)
+    if steps is not None or minutes is not None:
+        config.update(steps=steps, minutes=minutes)
+    return _train(folder, config, progress or Progress())
+
+
+def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
+    policy, env_kwargs = config["policy"], config["env_kwargs"]
+    progress.say(f"loading {policy['model']}" + (f" with the adapter {policy['adapter']}" if policy["adapter"] else ""))
+    if policy["adapter"]:
         progress.kl_name = "KL to the base model"
-    env_kwargs = environment_arguments(
-        arguments.env, source, arguments.data, arguments.columns, arguments.feedback, arguments.partner
-    )
-    model, config = _make_model(arguments, source, env_kwargs)
-    task = find_task(arguments.env)
-    examples = load_examples(env_kwargs["data"], "test", task, env_kwargs["columns"])
+    model = _make_model(config)
+    examples = load_examples(env_kwargs["data"], "test", find_task(config["env"]), env_kwargs["columns"])
     ids = held_out([example["id"] for example in examples])
-    tests = make_envs(arguments.env, len(ids), "test", env_kwargs)
-    judge = build(task.judge)
+    tests = make_envs(config["env"], len(ids), "test", env_kwargs)
+    judge = build(config["judge"])
     write_aside(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def measure(when: str) -> Evaluation:
+        kept = folder / f"{when}.jsonl"
+        if when == "before" and kept.exists():
+            return Evaluation.from_jsonl(kept.read_text(encoding="utf-8"), TEXTS)
         with progress.stage(f"writing {TEXTS} texts for each of {len(ids)} held-out documents, {when} training"):
-            return evaluate(model.policy, tests, ids, False, arguments.seed, judge, TEXTS)
+            found = evaluate(model.policy, tests, ids, False, config["seed"], judge, TEXTS)
+        write_aside(kept, found.to_jsonl())
+        return found
 
     before = measure("before")
-    limit = Limit(arguments.steps, arguments.minutes)
-    samples = make_envs(arguments.env, config["n_envs"], "validation", env_kwargs)
-    recorder = Recorder(folder, limit, progress, samples)
+    samples = make_envs(config["env"], config["n_envs"], "validation", env_kwargs)
+    limit = Limit(config["steps"], config["minutes"])
+    recorder = Recorder(folder, limit, progress, samples, judge, config["early_stop"])
+    if isinstance(model, PolicyGradient):
+        recorder.go_on(*checkpoint.load_checkpoint(folder, model))
+        model.progress = recorder.remaining
     _learn(model, folder, recorder, progress)
-    save_adapter(model.policy, folder / ADAPTER)
+    save_policy(model.policy, folder)
     after = measure("after")
-
-    facts = {
-        "env": arguments.env,
-        "algo": arguments.algo,
-        "policy": config["policy"]["hub_id"],
-        "seed": arguments.seed,
-        "updates": len(recorder.rows),
-        "train_seconds": round(recorder.rows[-1]["elapsed"], 3),
-        "tokens": model.num_timesteps,
-        "continued_from": source.adapter,
-        "kl_to": "base model" if source.adapter else "start",
-        "feedback": env_kwargs["feedback"],
-        "judge": judge.spec,
-    }
-    weights = {name: options["weight"] for name, options in env_kwargs["feedback"].items()}
-    report = make_report(facts, before, after, weights, arguments.seed)
+    report = _report(config, model, recorder, before, after)
     write_aside(folder / "curve.png", draw_curve(recorder.rows, report))
     write_aside(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_aside(folder / "report.md", markdown(report))
@@ -179,42 +187,64 @@ def _train(arguments: TrainArguments, folder: Path, progress: Progress) -> Run:
 # -------------------------------------------------------------------- the parts of a run
 
 
-def _make_model(
-    arguments: TrainArguments, source: PolicySource, env_kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Return the algorithm, ready to learn, and the config that rebuilds it."""
-    settings = dict(ALGORITHMS[arguments.algo])
-    n_envs = settings.pop("n_envs")
-    env = make_vec_env(arguments.env, n_envs=n_envs, split="train", **env_kwargs)
-    if arguments.algo != "grpo":
-        settings["n_steps"] = env.get_attr("max_new_tokens")[0]
-    if arguments.algo == "ppo":
-        settings["batch_size"] = n_envs * settings["n_steps"] // 4
-    temperature = source.temperature if arguments.temperature is None else arguments.temperature
-    policy = {"model": source.model, "lora": LORA, "adapter": source.adapter, "temperature": temperature}
-    config = {
+def _config(arguments: TrainArguments, source: PolicySource, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what rebuilds the run, as JSON types."""
+    settings = hyperparameters(arguments.algo, arguments.env, arguments.hyperparams)
+    policy = {"lora": LORA, **settings.pop("policy_kwargs"), "model": source.model, "adapter": source.adapter}
+    if source.adapter is None and policy.get("last_layers") is not None:
+        policy["lora"] = None
+    if "temperature" not in policy or arguments.temperature is not None:
+        policy["temperature"] = source.temperature if arguments.temperature is None else arguments.temperature
+    return {
         "llm_gym_run": RUN_FORMAT,
         "env": arguments.env,
         "env_kwargs": env_kwargs,
+        "judge": find_task(arguments.env).judge,
         "algo": arguments.algo,
-        "n_envs": n_envs,
+        "n_envs": settings.pop("n_envs"),
         "settings": settings,
         "policy": {**policy, "hub_id": hub_id(source.model)},
         "seed": arguments.seed,
         "steps": arguments.steps,
         "minutes": arguments.minutes if arguments.steps or arguments.minutes else MINUTES,
-        "versions": {
-            "llm_gym": llm_gym.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "early_stop": arguments.early_stop,
+        "versions": _versions(),
     }
-    classes = {"grpo": GRPO, "ppo": PPO, "a2c": A2C}
-    stock = {} if arguments.algo == "grpo" else {"rollout_buffer_class": SequenceRolloutBuffer}
-    model = classes[arguments.algo](
-        LLMPolicy, env, seed=arguments.seed, policy_kwargs=policy, verbose=0, **stock, **settings
-    )
-    return model, config
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "llm_gym": llm_gym.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LLMGymError(
+            f"{folder} is no run that can be gone on with: its {CONFIG} cannot be read ({error})"
+        ) from error
+    if config.get("llm_gym_run") != RUN_FORMAT:
+        raise LLMGymError(f"{folder} was written by another version of llm_gym; train again, or use that version")
+    if config["algo"].startswith("sb3-"):
+        raise LLMGymError(f"{folder} is a run of {config['algo']}, which leaves no checkpoints; train again")
+    if config["versions"] != (now := _versions()):
+        changed = ", ".join(
+            f"{name} {old} -> {now.get(name)}" for name, old in config["versions"].items() if old != now.get(name)
+        )
+        raise LLMGymError(f"{folder} was begun with other versions ({changed}), with which no run goes on exactly")
+    return config
+
+
+def _make_model(config: dict[str, Any]) -> Any:
+    """Return the algorithm, ready to learn; the config is made complete."""
+    env = make_vec_env(config["env"], n_envs=config["n_envs"], split="train", **config["env_kwargs"])
+    config["settings"] = with_lengths(config["algo"], config["settings"], env)
+    policy_kwargs = {name: value for name, value in config["policy"].items() if name != "hub_id"}
+    return make_algorithm(config["algo"], env, {**config["settings"], "policy_kwargs": policy_kwargs}, config["seed"])
 
 
 def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> None:
@@ -223,17 +253,50 @@ def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> 
     model.set_logger(Logger(str(folder), [board, recorder.latest]))
     progress.begin()
     try:
-        model.learn(10**12, callback=recorder)
+        model.learn(_timesteps(model, recorder.limit), callback=recorder, reset_num_timesteps=not recorder.rows)
     except LimitReached:
         model.logger.dump(model.num_timesteps)
     except BaseException:
         if recorder.rows:
             with suppress(OSError, LLMGymError):  # the first failure is the one to tell
-                save_adapter(model.policy, folder / ADAPTER)
+                save_policy(model.policy, folder)
         raise
     finally:
         progress.end()
         model.logger.close()
+
+
+def _timesteps(model: Any, limit: Limit) -> int:
+    """Return what to ask `learn` for: more than the limit allows, and what SB3's schedules fall by."""
+    if isinstance(model, PolicyGradient):
+        return 10**12
+    if limit.steps is None:
+        if callable(model.learning_rate):
+            raise LLMGymError("a learning rate that falls needs --steps here: SB3's schedules follow a number of steps")
+        return 10**12
+    return (limit.steps + 1) * model.n_steps * model.n_envs  # one more, before which the limit ends the run
+
+
+def _report(
+    config: dict[str, Any], model: Any, recorder: Recorder, before: Evaluation, after: Evaluation
+) -> dict[str, Any]:
+    feedback = config["env_kwargs"]["feedback"]
+    facts = {
+        "env": config["env"],
+        "algo": config["algo"],
+        "policy": config["policy"]["hub_id"],
+        "seed": config["seed"],
+        "updates": len(recorder.rows),
+        "train_seconds": round(recorder.rows[-1]["elapsed"], 3),
+        "tokens": model.num_timesteps,
+        "continued_from": config["policy"]["adapter"],
+        "kl_to": "base model" if config["policy"]["adapter"] else "start",
+        "feedback": feedback,
+        "judge": config["judge"],
+        "diverged": recorder.diverged,
+    }
+    weights = {name: options["weight"] for name, options in feedback.items()}
+    return make_report(facts, before, after, weights, config["seed"])
 
 
 # -------------------------------------------------------------------- files
@@ -243,34 +306,20 @@ def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> 
 def _run_folder(folder: Path) -> Iterator[Path]:
     """Make the folder; if the run fails before there is anything worth keeping, remove it again."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LLMGymError(f"{folder} exists already and nothing is overwritten: delete it, or pass another --out")
+        raise LLMGymError(
+            f"{folder} exists already and nothing is overwritten: delete it, pass another --out, or go on with it by "
+            f"--resume {folder}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     except BaseException:
-        if not (folder / ADAPTER).exists():
+        if not any((folder / name).exists() for name in (ADAPTER, MODEL)) and not checkpoint.checkpoints(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def save_adapter(policy: LLMPolicy, target: Path) -> None:
-    """Save the policy's adapter into a new folder, whole or not at all."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        policy.save_adapter(aside)
-        aside.chmod(0o755)
-        os.replace(aside, target)
-    except SafetensorError as error:
-        raise LLMGymError(f"{target} could not be written ({error}); free some space and run it again") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+def save_policy(policy: Any, folder: Path) -> None:
+    """Save what was trained into a run folder, whole or not at all: the adapter, or the model."""
+    with folder_aside(folder / (ADAPTER if policy.adapts else MODEL)) as aside:
+        policy.save_pretrained(aside)

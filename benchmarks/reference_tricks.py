@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from llm_gym.feedback.answers import ABSTENTION
 from llm_gym.feedback.reference import FUNCTION_WORDS
 from llm_gym.feedback.rules import sentences, words
 from llm_gym.items import Catalogue, shared_catalogue
+from llm_gym.search import shared_index
+from llm_gym.tasks.customer_service import DECISIONS, RESOLVE
 from llm_gym.tasks.knowledge_graph import SHOWN_FACTS
 from llm_gym.tasks.recommendation import ITEMS, MOST, Recommendation
 from llm_gym.tasks.sentiment import answer
@@ -158,6 +160,51 @@ def nearest(catalogue: Catalogue, entries: list[str], legal: list[str]) -> list[
     return [legal[place] for place in np.argsort(-scores)[:MOST]]
 
 
-FUNCTIONS = (story, question_answering, translation, sentiment_monitoring, knowledge_graph, retrieval, recommendation)
-TRICKS: dict[str, Callable[[Row, list[Row]], dict[str, str]]] = {function.__name__: function for function in FUNCTIONS}
+def customer_service(row: Row, rows: list[Row]) -> dict[str, str | list[str]]:
+    """Return ways to close a case without looking into it, and ways to spoil good turns."""
+    right, (*before, last) = row["decision"], row["turns"]
+    said = last.partition(RESOLVE)[0].strip()
+    twin = next(other for other in rows if other["passage"] == row["passage"] and other["id"] != row["id"])
+    handbook = shared_index(row["handbook"])
+    passage = handbook.documents[handbook.places[row["passage"]]].text
+    kind = "I am so sorry about that. Thank you for telling us, we will gladly take care of it for you."
+    promised = " ".join(f"You get {phrase}." for phrase in row.get("forbidden", ()))
+    insult = "Stop whining, you stupid fool. You people are a pain, and I hate talking to you."
+    return {
+        "closed at once, refund": _closed(kind, "refund"),
+        "closed at once, escalate": _closed(kind, "escalate"),
+        "closed at once, decline": _closed(kind, "decline"),
+        "right decision, not a word": _closed("", right),
+        "right decision, kind words only": _closed(kind, right),
+        "right decision, key words only": _closed(" ".join(row["told"]), right),
+        "author's last turn at once": last,
+        "all decisions listed": [*before, f"{said}\nRESOLVE: {', '.join(DECISIONS)}"],
+        "looked into, the other branch's last turn": [*before, twin["turns"][-1]],
+        "looked into, the passage read out": [*before[:1], passage, _closed(kind, right)],
+        "looked into, all promised": [*before, _closed(f"{said} {promised}", right)],
+        "looked into, insults first": [*before, _closed(f"{insult} {said}", right)],
+        "looked into, closed without a word": [*before, _closed("", right)],
+        "everything looked up twice": [before[0], *before, last],
+        "never closed": [*before, said, said, said, said],
+        "kind words for ever": [kind] * 6,
+    }
+
+
+def _closed(said: str, decision: str) -> str:
+    return f"{said}\n{RESOLVE} {decision}"
+
+
+Tricks = Mapping[str, str | list[str]]
+"""What each trick writes: in a conversation, a text for the first turn or a list of turns, then nothing."""
+FUNCTIONS: tuple[Callable[[Row, list[Row]], Tricks], ...] = (
+    story,
+    question_answering,
+    translation,
+    sentiment_monitoring,
+    knowledge_graph,
+    retrieval,
+    customer_service,
+    recommendation,
+)
+TRICKS = {function.__name__: function for function in FUNCTIONS}
 """By the task's name."""

@@ -61,11 +61,13 @@ def writers(envs: Any) -> dict[str, Writer]:
     }
     tricks = TRICKS.get(task.name, lambda row, rows: {})
 
-    def once(row: int, name: str) -> str:
-        asked = any(turn["role"] == "agent" for turn in turns(envs, row))
-        return "" if asked else tricks(examples[index(envs, row)], examples)[name]
+    def trick(row: int, name: str) -> str:
+        text = tricks(examples[index(envs, row)], examples)[name]
+        plan = [text] if isinstance(text, str) else text
+        said = sum(turn["role"] == "agent" for turn in turns(envs, row))
+        return plan[said] if said < len(plan) else ""
 
-    return {**told, **{name: partial(once, name=name) for name in tricks(examples[0], examples)}}
+    return {**told, **{name: partial(trick, name=name) for name in tricks(examples[0], examples)}}
 
 
 def other_example(task: Any, examples: list[Row], i: int) -> int:

@@ -9,6 +9,13 @@ from typing import Any
 import numpy as np
 
 FINISH_REASONS = ("stop", "length", "context", "illegal")
+ARRAYS = {
+    "prompt_ids": np.int32,
+    "response_ids": np.int32,
+    "agent_mask": bool,
+    "log_probs": np.float32,
+    "token_rewards": np.float32,
+}
 
 
 @dataclass
@@ -27,11 +34,13 @@ class Episode:
         agent_mask: bool `(T,)`, True where the agent wrote the token.
         log_probs: float32 `(T,)`, natural log-probabilities under the policy that acted, or None.
         finish_reason: `stop`, `length`, `context` or `illegal`.
-        turns: What was said, in order, as `{"role": ..., "text": ...}`; roles are `agent` and `partner`.
+        turns: What was said, in order, as `{"role": ..., "text": ...}`; roles are `agent`, `partner`
+            and what else a task lets answer, such as `handbook`.
         over: False in the record of a single turn after which the conversation goes on. Such records, whose `text`
             is that turn's, are what scorers see of a conversation.
         reward: The value that the feedback gave, or None before scoring.
         parts: The named parts of that value.
+        turn_rewards: What each of the agent's turns was worth, in order; their sum is `reward`.
         token_rewards: float32 `(T,)`, the share of `reward` that single tokens caused, each where it arose, or None;
             what is left of `reward` is about the text as a whole.
     """
@@ -49,6 +58,7 @@ class Episode:
     over: bool = True
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    turn_rewards: list[float] = field(default_factory=list)
     token_rewards: np.ndarray | None = None
 
     @property
@@ -62,20 +72,20 @@ class Episode:
         >>> Episode({"id": "a"}, source="Rain fell.", text="It rained.").to_json()[:24]
         '{"example": {"id": "a"},'
         """
+        return json.dumps(self.to_record(), ensure_ascii=False)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the episode as the object in `to_json`'s line."""
         record = asdict(self)
-        for name, value in record.items():
-            if isinstance(value, np.ndarray):
-                record[name] = value.tolist()
-        return json.dumps(record, ensure_ascii=False)
+        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in record.items()}
 
     @classmethod
     def from_json(cls, line: str) -> Episode:
         """Rebuild an episode from `to_json`'s line."""
-        record = json.loads(line)
-        record["prompt_ids"] = np.asarray(record["prompt_ids"], np.int32)
-        record["response_ids"] = np.asarray(record["response_ids"], np.int32)
-        record["agent_mask"] = np.asarray(record["agent_mask"], bool)
-        for name in ("log_probs", "token_rewards"):
-            if record[name] is not None:
-                record[name] = np.asarray(record[name], np.float32)
-        return cls(**record)
+        return cls.from_record(json.loads(line))
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Episode:
+        """Rebuild an episode from the object in `to_json`'s line; what it lacks has its default."""
+        arrays = {name: np.asarray(record[name], kind) for name, kind in ARRAYS.items() if record.get(name) is not None}
+        return cls(**{**record, **arrays})

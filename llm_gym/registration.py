@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_gym.tasks import Task
 
 ENVIRONMENTS: dict[str, str] = {
+    "CustomerService-v0": "llm_gym.tasks.customer_service:CustomerService",
     "Dialogue-v0": "llm_gym.tasks.dialogue:Dialogue",
     "KnowledgeGraph-v0": "llm_gym.tasks.knowledge_graph:KnowledgeGraph",
     "QuestionAnswering-v0": "llm_gym.tasks.question_answering:QuestionAnswering",

@@ -41,6 +41,19 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return pearson(ranks(x), ranks(y))
 
 
+def trend(values: np.ndarray) -> float:
+    """Return the t value of the slope of a line through values that follow each other, 0 without any slope.
+
+    >>> round(trend(np.array([0.0, 1.0, 1.0, 2.0])), 3)
+    4.243
+    """
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    slope = float(x @ values / (x @ x))
+    left = values - values.mean() - slope * x
+    spread = np.sqrt(left @ left / (len(values) - 2) / (x @ x))
+    return float(slope / max(spread, 1e-12)) if slope else 0.0
+
+
 def isotonic(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return the rising function nearest to `y` at `x` by least squares, linear between points and flat outside.
 
@@ -207,3 +220,62 @@ def _joined(
         return join([s.value(part) for s, part in zip(statistics, np.split(sums, ends, -1), strict=True)])
 
     return Statistic(np.concatenate([s.sums for s in statistics], -1), value, bounds)
+
+
+# -------------------------------------------------------------------- win rates
+
+
+def wins(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return how often each of mine beats each of theirs about the same document, float `(documents, m * t)`.
+
+    Args:
+        mine: Judgements, float `(documents, m)`.
+        theirs: Likewise, `(documents, t)`.
+
+    Returns:
+        1 for a win, 0 for a loss, one half for a tie.
+
+    >>> wins(np.array([[3.0]]), np.array([[1.0, 3.0]])).tolist()
+    [[1.0, 0.5]]
+    """
+    left, right = mine[:, :, None], theirs[:, None, :]
+    return ((left > right) + 0.5 * (left == right)).reshape(len(mine), -1)
+
+
+def win_rate(won: np.ndarray, longer: np.ndarray | None = None, seed: int = 0, resamples: int = 1_000) -> Estimate:
+    """Return the share of wins with its bootstrap interval over documents; with `longer`, at equal lengths.
+
+    The length-controlled rate is that of a logistic regression of winning on the difference in length, where there is
+    none (Dubois et al. 2024, "Length-controlled AlpacaEval").
+
+    Args:
+        won: From `wins`, `(documents, pairs)`.
+        longer: How many words longer the first text of each pair is, `(documents, pairs)`.
+        seed: Of the resampling.
+        resamples: How many.
+    """
+    documents = np.random.default_rng(seed).integers(len(won), size=(resamples, len(won)))
+    if longer is None:
+        drawn = won.mean(1)[documents].mean(1)
+        value = float(won.mean())
+    else:
+        spread = longer.std() or 1.0
+        push = np.tanh(longer / spread)
+        value = _at_equal_length(won, push)
+        drawn = np.array([_at_equal_length(won[rows], push[rows]) for rows in documents])
+    if len(won) < 2:
+        return Estimate(value, None, None)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Estimate(value, float(low), float(high))
+
+
+def _at_equal_length(won: np.ndarray, push: np.ndarray) -> float:
+    """Return the probability of a win at no difference in length, by Newton's method with a faint prior."""
+    x = np.stack([np.ones(push.size), push.ravel()])
+    weights = np.zeros(2)
+    for _ in range(12):
+        chance = 1 / (1 + np.exp(-weights @ x))
+        slope = x @ (won.ravel() - chance) - 0.1 * weights
+        curve = (x * (chance * (1 - chance))) @ x.T + 0.1 * np.eye(2)
+        weights = weights + np.linalg.solve(curve, slope)
+    return float(1 / (1 + np.exp(-weights[0])))

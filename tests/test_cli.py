@@ -115,13 +115,53 @@ def test_train_for_machines_prints_one_object(
     tmp_path: Path, tiny_model: str, docs: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(asking("train", tiny_model, docs, "--steps", "1", "--json", "--algo", "a2c", "--seed", "3")) == 0
+    assert main(asking("train", tiny_model, docs, "--steps", "1", "--json", "--algo", "sb3-a2c", "--seed", "3")) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["run"] == "runs/TextSummary-v0-a2c-3" and Path(report["curve"]).is_file()
+    assert report["run"] == "runs/TextSummary-v0-sb3-a2c-3" and Path(report["curve"]).is_file()
     assert report["updates"] == 1 and report["seed"] == 3
     config = json.loads(Path(report["run"], "config.json").read_text())
     assert config["settings"]["gamma"] == 1.0 and config["settings"]["n_steps"] == 48
     assert config["env_kwargs"]["columns"] == {"document": "dialogue"} and "torch" in config["versions"]
+
+
+def test_hyperparams_reach_the_algorithm_and_the_policy(
+    tmp_path: Path, tiny_model: str, docs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    changes = ["learning_rate:lin_1e-3", "n_envs:8", "kl_coef:0", "policy_kwargs.lora:4", "normalize_advantage:true"]
+    arguments = asking("train", tiny_model, docs, "--steps", "1", "--algo", "rloo", "--out", str(out), "--hyperparams")
+    assert main([*arguments, *changes]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["learning_rate"] == "lin_1e-3" and config["settings"]["normalize_advantage"] is True
+    assert config["n_envs"] == 8 and config["policy"]["lora"] == 4
+    assert json.loads((out / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    capsys.readouterr()
+    for change, message in (
+        ("vf_coef:0.5", "hyper-parameter 'vf_coef' does not apply to rloo; it takes"),
+        ("policy_kwargs.rank:4", "hyper-parameter 'policy_kwargs.rank' is unknown; the policy takes"),
+        ("learning_rate:fast", "learning_rate='fast' is neither a number nor of the form lin_3e-4"),
+        ("learning_rate", "is not of the form KEY:VALUE"),
+    ):
+        other = asking("train", tiny_model, docs, "--steps", "1", "--algo", "rloo", "--out", str(tmp_path / "other"))
+        assert main([*other, "--hyperparams", change]) != 0
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+
+
+def test_resume_takes_everything_from_the_run(
+    tmp_path: Path, tiny_model: str, docs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(asking("train", tiny_model, docs, "--steps", "1", "--out", str(out))) == 0
+    assert main(["train", "--resume", str(out), "--steps", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out[captured.out.rindex('{"env"') :])["updates"] == 2
+    assert main(["train", "--resume", str(out), "--seed", "3"]) != 0
+    assert "leave out seed=3" in capsys.readouterr().err
+    assert main(["train", "--steps", "2"]) != 0
+    assert "which environment? Pass its id" in capsys.readouterr().err
+    assert main(asking("train", tiny_model, docs, "--algo", "dreamer", "--out", str(tmp_path / "other"))) != 0
+    assert "algorithm 'dreamer' is unknown; expected one of grpo, rloo" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_ends_with_130_and_keeps_its_adapter(tmp_path: Path, tiny_model: str, docs: str) -> None:
@@ -282,7 +322,7 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
         (["train", ENV, "--minutes", "nan"], "not a positive number"),
         (["train", ENV, "--steps", "1", "--minutes", "1"], "not allowed with argument"),
         (["train", ENV, "--columns", "document"], "not of the form A=B"),
-        (["train", ENV, "--algo", "dqn"], "invalid choice: 'dqn'"),
+        (["train", ENV, "--algo", "dqn"], "algorithm 'dqn' is unknown"),
         (["train", ENV, "--seed", "-1"], "from 0 to 2**32 - 1"),
         (["evaluate", ENV, "--policy", "TINY", "--feedback", "brevity", "--columns", "t=x"], "unknown column 't'"),
         (["score", ENV], "required: --input"),

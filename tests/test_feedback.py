@@ -103,13 +103,18 @@ NEEDED = {
     "standardised": {"of": "length", "mean": 0, "sd": 1},
     "clipped": {"of": "length", "low": 0, "high": 1},
     "threshold": {"of": "length", "epsilon": 1},
+    "classifier": {"model": "org/name", "label": "positive"},
+    "entailment": {"model": "org/name"},
+    "divergence": {"model": "org/name"},
 }
 """Options that a scorer cannot do without."""
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_every_named_scorer_can_be_made_and_is_documented(name):
-    scorer = build({name: NEEDED.get(name, {})}).scorers[name]
+def test_every_named_scorer_can_be_made_and_is_documented(name, tmp_path):
+    (tmp_path / "preference.json").write_text('{"llm_gym_preference": 1}')
+    needed = {**NEEDED, "preference": {"path": str(tmp_path)}}
+    scorer = build({name: needed.get(name, {})}).scorers[name]
     assert isinstance(scorer, Scorer) and type(scorer).__doc__
 
 

@@ -352,7 +352,7 @@ def test_a_folder_brings_back_the_policy_and_the_arguments(ragged, tmp_path) -> 
     algorithm.save(folder)
     assert not list(folder.glob("*.zip")) + list(folder.glob("*.p*"))  # nothing pickled
     assert not list(folder.parent.glob(".*"))  # nothing left aside
-    assert json.loads((folder / "grpo.json").read_text())["kl_coef"] == 0.07
+    assert json.loads((folder / "algorithm.json").read_text())["kl_coef"] == 0.07
     env = tiny.make_env(ragged, tmp_path, n_envs=8)
     loaded = GRPO.load(folder, env, device="cpu")
     for name in ("group_size", "n_epochs", "clip_range", "kl_coef", "max_grad_norm", "tokens_per_pass", "seed"):
@@ -376,7 +376,7 @@ def test_saving_again_replaces_the_folder(ragged, tmp_path) -> None:
     algorithm.save(tmp_path / "one")
     (tmp_path / "one" / "stray").write_text("x")
     algorithm.save(tmp_path / "one")
-    assert not (tmp_path / "one" / "stray").exists() and (tmp_path / "one" / "grpo.json").exists()
+    assert not (tmp_path / "one" / "stray").exists() and (tmp_path / "one" / "algorithm.json").exists()
 
 
 def test_the_saved_adapter_weighs_what_is_trained(ragged, tmp_path) -> None:
@@ -408,22 +408,9 @@ def test_an_environment_whose_examples_cannot_be_chosen_is_an_error(tiny_model, 
 @pytest.mark.parametrize("text", [None, "{not json"])
 def test_a_folder_that_save_did_not_write_is_an_error(tmp_path, text) -> None:
     if text is not None:
-        (tmp_path / "grpo.json").write_text(text)
+        (tmp_path / "algorithm.json").write_text(text)
     with pytest.raises(LLMGymError, match="is not a folder that GRPO.save wrote"):
         GRPO.load(tmp_path)
-
-
-def test_a_policy_without_adapters_cannot_be_saved_and_leaves_nothing(tiny_model, tmp_path) -> None:
-    algorithm = make(tiny_model, tmp_path, kl_coef=0.0, policy_kwargs={"lora": None})
-    with pytest.raises(LLMGymError, match="no adapter to save"):
-        algorithm.save(tmp_path / "runs" / "one")
-    assert not list((tmp_path / "runs").iterdir())
-
-
-def test_a_penalty_without_a_reference_is_an_error(tiny_model, tmp_path) -> None:
-    algorithm = make(tiny_model, tmp_path, policy_kwargs={"lora": None})
-    with pytest.raises(LLMGymError, match="no reference model"):
-        algorithm.learn(10)
 
 
 def test_sb3s_arguments_of_save_do_not_apply(tiny_model, tmp_path) -> None:

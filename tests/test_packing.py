@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from llm_gym.models import packing
-from llm_gym.models.packing import Segment, pack
+from llm_gym.models.packing import Segment, pack, passes
 
 QUICK = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 
@@ -118,3 +118,16 @@ def test_a_segment_of_one_token_adds_nothing_to_its_context() -> None:
     assert packed.input_ids.tolist() == [[5, 6, 7]]
     assert packed.columns.tolist() == [2, 2]
     assert packed.targets.tolist() == [1, 2]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), min_size=1, max_size=24), st.integers(1, 4000))
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+def test_passes_are_as_full_as_the_limit_lets_them_be(kinds: list[tuple[int, int]], limit: int) -> None:
+    """Counted as `pack` packs: each run fits or is a single segment, and with the next one it would not fit."""
+    segments = [Segment(np.arange(10 * kind + 5), np.arange(size), np.ones(size, bool)) for kind, size in kinds]
+    runs = list(passes(segments, limit))
+    assert [i for run in runs for i in run] == list(range(len(segments)))
+    for run in runs:
+        assert len(run) == 1 or pack(segments[run.start : run.stop]).tokens <= limit
+    for run in runs[:-1]:
+        assert pack(segments[run.start : run.stop + 1]).tokens > limit

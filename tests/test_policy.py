@@ -432,8 +432,33 @@ def test_without_lora_every_weight_is_trained(env, tiny_model) -> None:
     check(policy, obs)
     with pytest.raises(LLMGymError, match="no reference model"), policy.reference():
         pass
-    with pytest.raises(LLMGymError, match="no adapter to save"):
-        policy.save_adapter("unused")
+    before = policy.lm.state_dict()["model.embed_tokens.weight"].clone()
+    policy.keep_reference()
+    with torch.no_grad():
+        policy.lm.model.embed_tokens.weight.add_(1.0)
+    with policy.reference():
+        assert torch.equal(policy.lm.model.embed_tokens.weight, before)
+    assert torch.equal(policy.lm.model.embed_tokens.weight, before + 1)
+
+
+def test_the_last_layers_alone_are_trained(env, tiny_model) -> None:
+    policy = tiny.make_policy(env, tiny_model, lora=None, last_layers=1)
+    names = [name for name, p in policy.lm.named_parameters() if p.requires_grad]
+    assert names and all("layers.1." in name for name in names)
+    obs = tiny.run(env, policy, 3)[-1]
+    check(policy, obs)
+    for wrong in (0, 3):
+        with pytest.raises(LLMGymError, match=f"last_layers={wrong}: the model has 2 layers"):
+            tiny.make_policy(env, tiny_model, lora=None, last_layers=wrong)
+    with pytest.raises(LLMGymError, match="trains whole layers and no adapters; pass lora=None"):
+        tiny.make_policy(env, tiny_model, last_layers=1)
+
+
+def test_optimisers_go_by_name(env, tiny_model) -> None:
+    found = [type(tiny.make_policy(env, tiny_model, optimizer_class=n).optimizer) for n in ("adam", "adamw", "rmsprop")]
+    assert found == [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop]
+    with pytest.raises(LLMGymError, match="optimizer_class='adagrad' is unknown; expected one of adamw, adam, rmsprop"):
+        tiny.make_policy(env, tiny_model, optimizer_class="adagrad")
 
 
 def test_values_and_log_probabilities_are_float32(env, policy) -> None:
@@ -476,7 +501,7 @@ def test_peft_loads_the_saved_adapter(env, policy, tiny_model, tmp_path) -> None
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    policy.save_adapter(tmp_path / "adapter")
+    policy.save_pretrained(tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ids = torch.arange(20)[None]
@@ -529,7 +554,7 @@ def test_an_adapter_that_cannot_be_packed_decodes_as_it_is(env, tiny_model, tmp_
 def test_the_adapters_base_is_the_public_model_and_no_path(tmp_path) -> None:
     env = tiny.make_env("smollm2-135m", tmp_path, n_envs=1)
     policy = LLMPolicy(env.observation_space, env.action_space, schedule, model="smollm2-135m", lora=2)
-    policy.save_adapter(tmp_path / "adapter")
+    policy.save_pretrained(tmp_path / "adapter")
     text = (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert json.loads(text)["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     for file in (tmp_path / "adapter").iterdir():

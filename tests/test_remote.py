@@ -21,11 +21,13 @@ import pytest
 from judge_server import Handler, Server, chat_ids, completion, log_probs, model_server, says, scripted, sends
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.feedback import build, judge, remote
+from llm_gym.feedback import build, judge
 from llm_gym.feedback.judge import INTRO, Comparer, Rating, YesNo
 from llm_gym.feedback.question import Question, quote
-from llm_gym.feedback.remote import JudgementError, RemoteJudge
+from llm_gym.feedback.remote import RemoteJudge
 from llm_gym.feedback.store import Store
+from llm_gym.models import endpoint
+from llm_gym.models.endpoint import EndpointError
 from llm_gym.models.fetch import cache_dir
 
 RAIN = "All night rain fell on the hills, and by noon the lower road was closed."
@@ -40,7 +42,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache, judges and waits of each test's own, and no proxy in the way."""
     monkeypatch.setenv("LLM_GYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
     judge.judge.cache_clear()
 
 
@@ -211,14 +213,14 @@ def test_a_server_is_left_in_peace_for_as_long_as_it_asks(asked):
 
 def test_a_wait_beyond_the_deadline_is_not_begun():
     with scripted(sends(b"", 429, Retry_After="3600")) as server:
-        with pytest.raises(JudgementError, match=r"gave no answer within its deadline of 20 s \(tries: 1.* HTTP 429"):
+        with pytest.raises(EndpointError, match=r"gave no answer within its deadline of 20 s \(tries: 1.* HTTP 429"):
             ask(server)
     assert len(server.requests) == 1
 
 
 def test_a_server_that_stays_broken_ends_with_the_deadline():
     with scripted(sends(b"", 503)) as server:
-        with pytest.raises(JudgementError, match="gave no answer within its deadline of 0.3 s .* HTTP 503"):
+        with pytest.raises(EndpointError, match="gave no answer within its deadline of 0.3 s .* HTTP 503"):
             ask(server, deadline=0.3)
     assert len(server.requests) > 2
 
@@ -226,7 +228,7 @@ def test_a_server_that_stays_broken_ends_with_the_deadline():
 def test_nobody_there_ends_with_the_deadline():
     with scripted(GOOD) as server:
         pass
-    with pytest.raises(JudgementError, match="the last ended with ConnectError"):
+    with pytest.raises(EndpointError, match="the last ended with ConnectError"):
         ask(server, deadline=0.3)
 
 
@@ -267,7 +269,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_judgement_raises_or_abstains_is_counted_and_is_never_a_number(name):
     with scripted(BAD[name]) as server:
-        with pytest.raises(JudgementError) as caught:
+        with pytest.raises(EndpointError) as caught:
             ask(server)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
         judge = remote_judge(server, on_failure="abstain")
@@ -279,6 +281,50 @@ def test_what_is_no_judgement_raises_or_abstains_is_counted_and_is_never_a_numbe
         (score,) = build({"yes_no": {"weight": 1.0, **options}, "length": 1.0})([episode("Rain.")])
         assert math.isnan(score.value) and score.abstained == ("yes_no",)
     assert Store(Path(remote_cache())).get([judge._digest(ASKED)]) == {}
+
+
+# --- partners that speak through an endpoint -----------------------------------------------------------------
+
+
+def talk(address: str) -> list[Episode]:
+    """Play two conversations with a partner behind an address; the agent writes some tokens a turn."""
+    import gymnasium as gym
+
+    from agents.best_of_n import RandomAgent
+    from agents.rollout import play
+
+    envs = gym.make_vec("Dialogue-v0", num_envs=2, tokenizer="sp-1k", feedback="length", partner=address,
+                        max_new_tokens=3, autoreset_mode="Disabled").unwrapped  # fmt: skip
+    return play(RandomAgent(envs), envs, envs.example_ids[:2]) or []
+
+
+def test_a_partner_behind_an_endpoint_reacts_and_then_follows_its_script() -> None:
+    with scripted(says("That is no help at all. Goodbye.")) as server:
+        episodes = talk(f"{server.url}#m")
+    for e in episodes:
+        replies = [turn["text"] for turn in e.turns if turn["role"] == "partner"][1:]
+        script = [goal for goal in e.example["goals"]]
+        assert replies and all(text.startswith("That is no help at all. ") for text in replies)
+        assert any(goal["again"] in text for goal in script for text in replies)
+    asked = server.requests[0]
+    assert asked["model"] == "m" and asked["temperature"] == 0
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    assert not any(fact in json.dumps(server.requests) for fact in episodes[0].example["briefing"])
+
+
+def test_a_partner_is_asked_again_and_its_key_stays_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_GYM_PARTNER_KEY", KEY)
+    with scripted(sends({}, 503), says("Fine.")) as server:
+        assert talk(f"{server.url}#again")
+    monkeypatch.setenv("LLM_GYM_PARTNER_KEY", KEY)
+    with scripted(sends({"error": {"message": f"no such key {KEY}"}}, 401)) as server:
+        with pytest.raises(LLMGymError, match="the model at .* answered HTTP 401 .its words are withheld") as caught:
+            talk(f"{server.url}#m2")
+    assert KEY not in str(caught.value)
+    with scripted(sends({"choices": []})) as server, pytest.raises(EndpointError, match="the model at .* said nothing"):
+        talk(f"{server.url}#m3")
+    with pytest.raises(LLMGymError, match="names no model; write it behind the address, as in"):
+        talk("http://127.0.0.1:1/v1")
 
 
 def remote_cache() -> str:
@@ -304,7 +350,7 @@ def test_a_wrong_address_or_key_raises_even_where_a_judge_may_abstain_and_no_red
     with scripted(GOOD) as other, scripted(sends(b"", status, Location=f"{other.url}/chat/completions")) as server:
         with pytest.raises(LLMGymError, match=f"answered HTTP {status}; check") as caught:
             ask(server, on_failure="abstain")
-    assert not isinstance(caught.value, JudgementError) and len(server.requests) == 1 and not other.requests
+    assert not isinstance(caught.value, EndpointError) and len(server.requests) == 1 and not other.requests
 
 
 def test_what_was_answered_is_kept_when_another_question_fails():
@@ -312,7 +358,7 @@ def test_what_was_answered_is_kept_when_another_question_fails():
         handler.send(completion("Hm" if "3" in request["messages"][0]["content"] else "Yes"))
 
     with scripted(picky) as server:
-        with pytest.raises(JudgementError):
+        with pytest.raises(EndpointError):
             ask(server, 4, concurrency=1)
         asked = len(server.requests)
         assert asked == 4 and ask(server, 3) == [(1, 0)] * 3 and len(server.requests) == asked
@@ -377,10 +423,10 @@ def test_a_key_is_sent_but_is_shown_and_kept_nowhere(respond, monkeypatch, caplo
 def test_what_a_server_says_is_shown_where_it_says_nothing_secret(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with scripted(sends({"error": {"message": "context too long"}}, 400)) as server:
-        with pytest.raises(JudgementError, match=r"answered HTTP 400 \('context too long'\)"):
+        with pytest.raises(EndpointError, match=r"answered HTTP 400 \('context too long'\)"):
             ask(server, key_env="JUDGE_KEY")
     with scripted(says("Perhaps")) as server:
-        with pytest.raises(JudgementError, match=r"answered none of Yes, No \('Perhaps'\)"):
+        with pytest.raises(EndpointError, match=r"answered none of Yes, No \('Perhaps'\)"):
             ask(server, key_env="JUDGE_KEY")
 
 

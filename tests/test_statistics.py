@@ -19,6 +19,9 @@ from llm_gym.statistics import (
     ranks,
     ratio,
     spearman,
+    trend,
+    win_rate,
+    wins,
 )
 
 numbers = st.lists(st.integers(0, 6), min_size=2, max_size=24).map(lambda v: np.array(v, float))
@@ -163,3 +166,40 @@ def test_sums_by_document_are_those_of_its_texts():
     columns = np.arange(8.0).reshape(4, 2)
     assert by_document(columns, np.array([1, 0, 1, 1])).tolist() == [[2, 3], [10, 13]]
     assert by_document(columns, np.array([1, 0, 1, 1]), 3).tolist()[2] == [0, 0]
+
+
+# -------------------------------------------------------------------- win rates
+
+
+def test_wins_count_ties_as_halves() -> None:
+    won = wins(np.array([[1.0, 3.0], [0.0, 0.0]]), np.array([[2.0], [0.0]]))
+    assert won.tolist() == [[0.0, 1.0], [0.5, 0.5]]
+    estimate = win_rate(won)
+    assert estimate.value == 0.5 and estimate.low == estimate.high == 0.5
+
+
+def test_a_win_rate_is_turned_round_when_sides_are_swapped() -> None:
+    rng = np.random.default_rng(0)
+    mine, theirs, longer = rng.normal(0.4, 1, (40, 2)), rng.normal(0, 1, (40, 2)), rng.normal(0, 9, (40, 4))
+    one = win_rate(wins(mine, theirs), longer)
+    other = win_rate(wins(theirs, mine).reshape(40, 2, 2).transpose(0, 2, 1).reshape(40, 4), -longer)
+    assert one.value == pytest.approx(1 - other.value, abs=1e-6)
+    assert one.low < one.value < one.high
+
+
+def test_a_judge_that_only_likes_length_prefers_nobody_at_equal_length() -> None:
+    """One side writes longer, and the longer text mostly wins: plain it is ahead, at equal length it is not."""
+    rng = np.random.default_rng(1)
+    longer = rng.normal(10, 15, (400, 1))
+    won = np.where(rng.random((400, 1)) < 0.9, longer > 0, longer < 0).astype(float)
+    assert win_rate(won).low > 0.6
+    equal = win_rate(won, longer)
+    assert equal.low < 0.5 < equal.high or abs(equal.value - 0.5) < 0.08
+
+
+def test_a_trend_is_told_from_noise() -> None:
+    rng = np.random.default_rng(0)
+    noise = [trend(rng.normal(size=12)) for _ in range(400)]
+    assert np.mean(np.abs(noise) > 2.9) < 0.04
+    assert trend(np.arange(12) * 0.5 + rng.normal(size=12)) > 2.9
+    assert trend(np.ones(5)) == 0.0

@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 
 import tiny_task
+from agents.algorithms import hyperparameters
 from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs
 from agents.progress import Progress, line
 from agents.recorder import Limit
-from agents.training import ALGORITHMS, TrainArguments, train
+from agents.training import TrainArguments, train
 from llm_gym.errors import LLMGymError
 
 ENV = "tiny_task:TinySummary-v0"
-FILES = "adapter config.json curve.png metrics.jsonl report.json report.md samples.jsonl tensorboard".split()
+FILES = (
+    "adapter after.jsonl before.jsonl config.json curve.png metrics.jsonl report.json report.md samples.jsonl".split()
+)
+FILES.append("tensorboard")
 
 
 def documents(path: Path, references: bool) -> str:
@@ -46,7 +50,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_leaves_every_file_and_nothing_else(grpo: Any) -> None:
-    assert sorted(path.name for path in grpo.folder.iterdir()) == FILES
+    assert sorted(path.name for path in grpo.folder.iterdir()) == sorted([*FILES, "checkpoints"])
     assert any(path.name.startswith("events.out") for path in (grpo.folder / "tensorboard").iterdir())
     assert (grpo.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "| training feedback |" in (grpo.folder / "report.md").read_text()
@@ -57,7 +61,7 @@ def test_metrics_have_a_line_an_update_with_reward_parts_kl_length_and_copying(g
     assert [row["update"] for row in rows] == [1, 2]
     for row in rows:
         assert set(row["parts"]) == {"brevity", "repetition"}
-        assert row["episodes"] == ALGORITHMS["grpo"]["n_envs"]
+        assert row["episodes"] == hyperparameters("grpo", ENV)["n_envs"]
         assert 0 < row["tokens"] <= 12 and row["tokens_per_second"] > 0
         assert row["reward"] == pytest.approx(-row["parts"]["brevity"] - 0.5 * row["parts"]["repetition"], abs=1e-4)
         assert row["kl"] == row["train"]["kl"] >= 0 and 0 <= row["copied_share"] <= 1
@@ -106,11 +110,11 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(
 
 
 def untimed(run: Any) -> list[dict[str, Any]]:
-    timings = {"seconds", "elapsed", "tokens_per_second"}
+    timings = {"seconds", "elapsed", "tokens_per_second", "phases"}
     return [{k: v for k, v in row.items() if k not in timings} for row in lines(run.folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+@pytest.mark.parametrize("algo", ["sb3-ppo", "sb3-a2c"])
 def test_stock_algorithms_make_the_same_run(tmp_path: Path, tiny_model: str, data: str, algo: str) -> None:
     done = run(tmp_path, tiny_model, data, algo=algo)
     assert sorted(path.name for path in done.folder.iterdir()) == FILES
@@ -193,7 +197,7 @@ def test_a_run_that_fails_later_keeps_whole_files_and_its_adapter(
 
 def test_an_unfinished_run_is_no_policy(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"llm_gym_run": 1, "policy": {"model": "x"}}))
-    with pytest.raises(LLMGymError, match="has no adapter: it did not finish"):
+    with pytest.raises(LLMGymError, match="has no adapter: it did not finish; go on with 'llm-gym train --resume"):
         find_policy(str(tmp_path))
 
 

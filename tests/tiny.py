@@ -28,6 +28,15 @@ class LetterShare(Scorer):
         return [e.text.lower().count("e") / max(1, len(e.text)) for e in episodes]
 
 
+class Picky(Scorer):
+    """Abstains from some documents."""
+
+    refused: set[str] = set()
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [None if e.example["id"] in self.refused else e.text.count("e") / max(1, len(e.text)) for e in episodes]
+
+
 def write_data(folder: Path, count: int = 6) -> str:
     """Write documents of 2, 4, 6, ... words, so that prompts differ in length."""
     path = folder / "data.jsonl"

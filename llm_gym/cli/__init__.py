@@ -1,4 +1,4 @@
-"""The command line: `llm-gym list | fetch | train | evaluate | play | score | feedback validate`.
+"""The command line: `llm-gym list | fetch | train | evaluate | play | score | feedback ...`.
 
 Results go to standard output, progress and errors to standard error. A mistake of the user is one line and exit
 code 2.

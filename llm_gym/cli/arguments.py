@@ -6,12 +6,16 @@ import argparse
 import math
 from typing import Any, NoReturn
 
+import yaml
+
 from llm_gym.cli import commands as run
+from llm_gym.cli import pipeline
 from llm_gym.cli.feedback import validate_command
 from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
 DEFAULT_POLICY = "smollm2-135m"
+ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sb3-ppo", "sb3-a2c")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,8 +35,17 @@ def make_parser() -> argparse.ArgumentParser:
     fetching.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue (default: all)")
 
     training = _command(commands, "train", run.train_command, "train a policy and report on it")
-    _environment(training)
-    training.add_argument("--algo", choices=("grpo", "ppo", "a2c"), default="grpo", help="default: grpo")
+    _environment(training, optional=True)
+    training.add_argument("--algo", metavar="NAME", default="grpo", help=f"one of {', '.join(ALGOS)} (default: grpo)")
+    training.add_argument(
+        "--hyperparams",
+        nargs="+",
+        action="extend",
+        type=_hyperparam,
+        default=[],
+        metavar="KEY:VALUE",
+        help="other hyper-parameters than the algorithm's own, such as learning_rate:lin_3e-4 policy_kwargs.lora:8",
+    )
     training.add_argument(
         "--policy", default=DEFAULT_POLICY, metavar="NAME|FOLDER", help="model name, model folder or run folder"
     )
@@ -41,13 +54,22 @@ def make_parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=_positive(int), metavar="N", help="training updates")
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="minutes of training (default: 10)")
     training.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    training.add_argument(
+        "--early-stop", action="store_true", help="stop once training feedback rises while the second judge falls"
+    )
     training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
+    training.add_argument(
+        "--resume", metavar="RUN", help="go on with a run that was interrupted; takes --steps or --minutes, no more"
+    )
 
     evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")
     _environment(evaluating)
     evaluating.add_argument("--policy", default=DEFAULT_POLICY, metavar="NAME|RUN", help="model name or run folder")
     evaluating.add_argument("-n", type=_positive(int), metavar="N", help="documents (default: 48)")
     evaluating.add_argument("--seed", type=_seed, default=0, help="of sampling (default: 0)")
+    evaluating.add_argument(
+        "--best-of", type=_positive(int), default=1, metavar="N", help="write N texts for each and keep the best"
+    )
     mode = evaluating.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
     mode.add_argument("--sample", action="store_true", help="sample, as in training (default)")
@@ -72,14 +94,59 @@ def make_parser() -> argparse.ArgumentParser:
         "--input", required=True, metavar="FILE", help="rows with the task's columns and the 'text' to be scored"
     )
 
-    group = commands.add_parser("feedback", help="measure scorers", description="Measure scorers.", allow_abbrev=False)
-    measuring = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    validating = _command(measuring, "validate", validate_command, "measure a scorer's agreement with people")
+    _feedback(commands)
+    return parser
+
+
+def _feedback(commands: Any) -> None:
+    """Add the commands about scorers themselves."""
+    summary = "measure scorers, and train one from preferences"
+    group = commands.add_parser("feedback", help=summary, description=summary, allow_abbrev=False)
+    commands = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    validating = _command(commands, "validate", validate_command, "measure a scorer's agreement with people")
     validating.add_argument("scorer", metavar="SCORER", help="a scorer's name, or JSON of names and weights")
     validating.add_argument("--data", required=True, metavar="FILE", help="people's ratings or preferences")
     _columns(validating, "the column A, such as candidate, is the file's column B")
     validating.add_argument("-n", type=_positive(int), metavar="N", help="documents, evenly spaced (default: all)")
-    return parser
+
+    sampling = _command(commands, "sample", pipeline.sample_command, "let a policy write texts to be compared")
+    _examples(sampling)
+    sampling.add_argument("--policy", default=DEFAULT_POLICY, metavar="NAME|RUN", help="model name or run folder")
+    sampling.add_argument("-k", type=_positive(int), default=4, help="texts for each document (default: 4)")
+    sampling.add_argument("-n", type=_positive(int), metavar="N", help="documents, evenly spaced (default: all)")
+    _temperature(sampling)
+
+    corrupting = _command(commands, "corrupt", pipeline.corrupt_command, "pair references with wrong versions of them")
+    _examples(corrupting)
+
+    labelling = _command(commands, "label", pipeline.label_command, "let a scorer say which of two texts is better")
+    labelling.add_argument("scorer", metavar="SCORER", help="a scorer's name, or JSON of names and weights")
+    labelling.add_argument(
+        "--texts", required=True, nargs="+", metavar="FILE", help="what `sample` wrote, or rows of source and text"
+    )
+    labelling.add_argument("--out", required=True, metavar="FILE", help="the pairs, JSONL")
+
+    training = _command(commands, "train", pipeline.train_command, "train a preference model from pairs or ratings")
+    training.add_argument("--data", required=True, metavar="FILE", help="pairs or people's ratings, as for `validate`")
+    _columns(training, "the column A, such as chosen, is the file's column B")
+    training.add_argument("--model", default=DEFAULT_POLICY, metavar="NAME", help=f"default: {DEFAULT_POLICY}")
+    training.add_argument("--epochs", type=_positive(int), default=3, metavar="N", help="default: 3")
+    training.add_argument("--steps", type=_positive(int), metavar="N", help="at most so many updates")
+    training.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    training.add_argument("--out", required=True, metavar="DIR", help="folder of the model")
+
+
+def _examples(parser: argparse.ArgumentParser) -> None:
+    """Add what says which documents of an environment are taken, and where what is made of them goes."""
+    parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0")
+    parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
+    _columns(parser, "the task's column A is the file's column B")
+    parser.add_argument(
+        "--split", choices=("train", "validation", "test", "all"), default="train", help="default: train"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    parser.add_argument("--out", required=True, metavar="FILE", help="what is written, JSONL")
 
 
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
@@ -89,11 +156,14 @@ def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.
     return parser
 
 
-def _environment(parser: argparse.ArgumentParser, data: bool = True) -> None:
-    parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0")
+def _environment(parser: argparse.ArgumentParser, data: bool = True, optional: bool = False) -> None:
+    count = {"nargs": "?"} if optional else {}
+    parser.add_argument("id", metavar="ID", help="environment, such as TextSummary-v0", **count)  # type: ignore[arg-type]
     if data:
         parser.add_argument("--data", metavar="FILE", help="JSONL, CSV or Parquet (default: the bundled corpus)")
-        parser.add_argument("--partner", metavar="NAME", help="who answers in a dialogue: script, or a model's name")
+        parser.add_argument(
+            "--partner", metavar="NAME", help="who answers in a dialogue: script, a model's name, or ADDRESS#MODEL"
+        )
     _columns(parser, "the task's column A is the file's column B")
     parser.add_argument("--feedback", metavar="SPEC", help="a scorer's name, or JSON of names and weights")
 
@@ -133,6 +203,14 @@ def _number(kind: type, text: str) -> Any:
         return kind(text)
     except ValueError:
         return None
+
+
+def _hyperparam(text: str) -> tuple[str, Any]:
+    key, colon, value = text.partition(":")
+    if not (key and colon and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY:VALUE, such as learning_rate:1e-4")
+    number = _number(float, value)
+    return key, number if number is not None and _number(int, value) is None else yaml.safe_load(value)
 
 
 def _column(text: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llm_gym.cli.printing import console, print_json, print_table
@@ -76,11 +77,27 @@ def fetch_command(arguments: argparse.Namespace) -> None:
 
 def train_command(arguments: argparse.Namespace) -> None:
     """Train a policy and print what changed."""
-    find_task(arguments.id)  # a slip in the name is told at once
     from agents.report import changes_table, documents_table
+
+    run = _resumed(arguments) if arguments.resume else _trained(arguments)
+    curve = run.folder / "curve.png"
+    if arguments.json:
+        print_json({**run.report, "run": str(run.folder), "curve": str(curve)})
+        return
+    shown = console()
+    shown.print(documents_table(run.report, run.sources))
+    shown.print(changes_table(run.report))
+    for line in (*run.report["notes"], f"run folder      {run.folder}", f"learning curve  {curve}"):
+        shown.print(line, markup=False, soft_wrap=True)
+
+
+def _trained(arguments: argparse.Namespace) -> Any:
+    if arguments.id is None:
+        raise LLMGymError("which environment? Pass its id, such as TextSummary-v0, or --resume RUN")
+    find_task(arguments.id)  # a slip in the name is told at once
     from agents.training import TrainArguments, train
 
-    run = train(
+    return train(
         TrainArguments(
             env=arguments.id,
             algo=arguments.algo,
@@ -93,18 +110,25 @@ def train_command(arguments: argparse.Namespace) -> None:
             steps=arguments.steps,
             minutes=arguments.minutes,
             seed=arguments.seed,
+            hyperparams=dict(arguments.hyperparams),
+            early_stop=arguments.early_stop,
             out=arguments.out,
         )
     )
-    curve = run.folder / "curve.png"
-    if arguments.json:
-        print_json({**run.report, "run": str(run.folder), "curve": str(curve)})
-        return
-    shown = console()
-    shown.print(documents_table(run.report, run.sources))
-    shown.print(changes_table(run.report))
-    for line in (*run.report["notes"], f"run folder      {run.folder}", f"learning curve  {curve}"):
-        shown.print(line, markup=False, soft_wrap=True)
+
+
+def _resumed(arguments: argparse.Namespace) -> Any:
+    from agents.training import resume
+    from llm_gym.cli.arguments import make_parser
+
+    plain = make_parser().parse_args(["train", "--resume", arguments.resume])
+    left_out = {"resume", "steps", "minutes", "json", "command"}
+    for name, value in vars(arguments).items():
+        if name not in left_out and value != getattr(plain, name):
+            raise LLMGymError(
+                f"--resume takes everything but --steps and --minutes from the run; leave out {name}={value!r}"
+            )
+    return resume(Path(arguments.resume), arguments.steps, arguments.minutes)
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
@@ -115,8 +139,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 
     source = evaluation.find_policy(arguments.policy)
     if arguments.temperature is not None:
-        if arguments.greedy or source.reference:
-            raise LLMGymError("--temperature is for sampling; leave it out with --greedy and --policy reference")
+        if arguments.greedy or source.agent:
+            raise LLMGymError("--temperature is for sampling a model; leave it out with --greedy, reference and random")
         source = replace(source, temperature=arguments.temperature)
     env_kwargs = evaluation.environment_arguments(
         arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback, arguments.partner
@@ -127,7 +151,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     examples = load_examples(env_kwargs["data"], split, task, env_kwargs["columns"])
     ids = evaluation.held_out([example["id"] for example in examples], arguments.n or evaluation.HELD_OUT)
     envs = evaluation.make_envs(arguments.id, min(len(ids), evaluation.HELD_OUT), split, env_kwargs)
-    policy = evaluation.load_policy(source, envs)
+    policy = evaluation.load_policy(source, envs, arguments.best_of, arguments.seed)
     result = evaluation.evaluate(policy, envs, ids, arguments.greedy, arguments.seed)
     items = [
         {"id": e.example["id"], "text": e.text, "score": e.reward, "parts": e.parts, "finish_reason": e.finish_reason}
@@ -138,7 +162,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         "policy": arguments.policy,
         "split": split,
         "mode": "greedy" if arguments.greedy else "sample",
-        "temperature": None if arguments.greedy or source.reference else source.temperature,
+        "best_of": arguments.best_of,
+        "temperature": None if arguments.greedy or source.agent else source.temperature,
         "seed": arguments.seed,
         "feedback": env_kwargs["feedback"],
     }

@@ -6,7 +6,7 @@ import csv
 import difflib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,34 @@ def read_rows(path: str | Path) -> Rows:
     if reader is None:
         raise LLMGymError(f"cannot read {path}: its suffix must be one of {', '.join(READERS)}")
     return _guarded(path, reader)
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def new_file(path: str | Path) -> Path:
+    """Return the path of a file that is going to be written.
+
+    Raises:
+        LLMGymError: There is such a file already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise LLMGymError(f"{path} exists already and nothing is overwritten: delete it, or pass another --out")
+    return path
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _guarded(path: Path, reader: Callable[[Path], Rows]) -> Rows:

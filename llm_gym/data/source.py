@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llm_gym.data.examples import Store
 from llm_gym.data.files import READERS, read_rows
 from llm_gym.data.hub import is_hub_id, read_hub
 from llm_gym.errors import LLMGymError
@@ -19,11 +20,25 @@ if TYPE_CHECKING:
     from llm_gym.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "all")
-LIST_COLUMNS = frozenset({"facts", "briefing", "elements", "answers", "relevant", "liked", "disliked", "held_out"})
+LIST_COLUMNS = frozenset(
+    {
+        "facts",
+        "briefing",
+        "elements",
+        "answers",
+        "relevant",
+        "liked",
+        "disliked",
+        "held_out",
+        "told",
+        "forbidden",
+        "turns",
+    }
+)
 """Columns that hold a list of strings."""
 MAYBE_EMPTY_COLUMNS = frozenset({"answers"})
 """Those of them in which an empty list says something."""
-OBJECT_COLUMNS = frozenset({"goals"})
+OBJECT_COLUMNS = frozenset({"goals", "asked"})
 """Columns that hold a list of JSON objects."""
 TRIPLE_COLUMNS = frozenset({"triples"})
 """Columns that hold a list of `[subject, relation, object]`; a column that is in none of the three is a string."""
@@ -52,8 +67,11 @@ def load_examples(
     split: str,
     task: Task,
     columns: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
+) -> Sequence[dict[str, Any]]:
     """Return the examples of one split.
+
+    Rows are read one by one. Where they do not fit into memory (`llm_gym.data.examples`), a temporary file holds them,
+    and the sequence that is returned reads each when it is asked for.
 
     A file with a `split` column is divided by it. Any other is divided by the rank of the SHA-256 of each id
     (of the text, where a row has no id), so the order of rows does not matter: a tenth is test, a tenth
@@ -84,21 +102,29 @@ def load_examples(
         with as_file(resource) as path:
             return load_examples(path, split, task, columns)
     data, columns, _ = _resolved(data, task, columns)
-    path = Path(data)
-    rows = read_examples(data, task, columns)
-    _check_unique(path, rows)
-    column = columns.get("split", "split")
-    if any(column in row.raw for row in rows):
-        names = [_named_split(path, row, column) for row in rows]
+    path, store = Path(data), Store()
+    column, id_column = columns.get("split", "split"), columns.get("id", "id")
+    lines: dict[str, int] = {}
+    marks: list[tuple[int, Any]] = []
+    ranks: list[tuple[bytes, bytes]] = []
+    divided = False
+    for row in iter_examples(data, task, columns):
+        _check_unique(path, row, lines)
+        divided |= column in row.raw
+        marks.append((row.number, row.raw.get(column)))
+        ranks.append(_rank(row, task, id_column))
+        store.append(row.example)
+    if divided:
+        names = [_named_split(path, number, mark, column) for number, mark in marks]
     elif split == "all":
-        names = [split] * len(rows)
+        names = [split] * len(marks)
     else:
-        names = _ranked_splits(path, rows, task, columns.get("id", "id"))
-    chosen = [row.example for row, name in zip(rows, names, strict=True) if split in (name, "all")]
+        names = _ranked_splits(path, ranks)
+    chosen = [place for place, name in enumerate(names) if split in (name, "all")]
     if not chosen:
         held = ", ".join(name for name in SPLITS if name in names)
         raise LLMGymError(f"{path} has no {split} rows, only {held}: mark some in its column {column!r}")
-    return chosen
+    return store.pick(chosen)
 
 
 def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | None = None) -> list[Row]:
@@ -115,6 +141,11 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
     Raises:
         LLMGymError: As for `load_examples`.
     """
+    return list(iter_examples(path, task, columns))
+
+
+def iter_examples(path: str | Path, task: Task, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """Yield what `read_examples` returns, row by row; the data are gone through twice, first for their columns."""
     data, columns, values = _resolved(path, task, columns)
     path = Path(data)
     known = (*task.required, *task.optional, "id", "split")
@@ -125,8 +156,7 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"write --columns {task.required[0]}=NAME"
             )
     group = columns.get(task.required[0], task.required[0])
-    numbered = [(number, _flat(raw)) for number, raw in read_data(path, group)]
-    present = list(dict.fromkeys(name for _, raw in numbered for name in raw))
+    present = list(dict.fromkeys(name for _, raw in read_data(path, group) for name in _flat(raw)))
     for name in dict.fromkeys((*task.required, *columns)):
         column = columns.get(name, name)
         if column not in present and not column.startswith(CONSTANT):
@@ -134,7 +164,9 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"{path} has no column {column!r}, only {', '.join(map(repr, present)) or 'empty rows'}: "
                 f"name the right one with --columns {name}=NAME"
             )
-    return [Row(number, raw, _example(path, number, raw, task, columns, values)) for number, raw in numbered]
+    for number, raw in read_data(path, group):
+        flat = _flat(raw)
+        yield Row(number, flat, _example(path, number, flat, task, columns, values))
 
 
 def _resolved(
@@ -288,36 +320,35 @@ def _short(value: Any) -> str:
     return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
 
 
-def _check_unique(path: Path, rows: Iterable[Row]) -> None:
-    lines: dict[str, int] = {}
-    for row in rows:
-        name = row.example["id"]
-        if name in lines:
-            raise LLMGymError(
-                f"{path}: id {name!r} is on lines {lines[name]} and {row.number}: "
-                "ids must be unique (another column with --columns id=NAME)"
-            )
-        lines[name] = row.number
-
-
-def _named_split(path: Path, row: Row, column: str) -> str:
-    value = row.raw.get(column)
-    if not isinstance(value, str) or value.strip() not in SPLITS[:3]:
+def _check_unique(path: Path, row: Row, lines: dict[str, int]) -> None:
+    name = row.example["id"]
+    if name in lines:
         raise LLMGymError(
-            f"{path}:{row.number}: column {column!r} must be train, validation or test, not {_short(value)}"
+            f"{path}: id {name!r} is on lines {lines[name]} and {row.number}: "
+            "ids must be unique (another column with --columns id=NAME)"
         )
+    lines[name] = row.number
+
+
+def _named_split(path: Path, number: int, value: Any, column: str) -> str:
+    if not isinstance(value, str) or value.strip() not in SPLITS[:3]:
+        raise LLMGymError(f"{path}:{number}: column {column!r} must be train, validation or test, not {_short(value)}")
     return value.strip()
 
 
-def _ranked_splits(path: Path, rows: list[Row], task: Task, id_column: str) -> list[str]:
-    """Divide rows by the rank of a hash that depends neither on their order nor on their neighbours."""
-    groups = [json.dumps(row.example[task.required[0]]) for row in rows]
-    ranks: dict[str, bytes] = {}
-    for row, group in zip(rows, groups, strict=True):
-        # an id made from the line number changes with the order, the text does not
-        nameless = _absent(row.raw.get(id_column))
-        key = json.dumps([row.example[name] for name in task.required]) if nameless else row.example["id"]
-        digest = hashlib.sha256(key.encode()).digest()
+def _rank(row: Row, task: Task, id_column: str) -> tuple[bytes, bytes]:
+    """Return hashes of what keeps rows together, and of what they are ranked by: neither order nor neighbours."""
+    # an id made from the line number changes with the order, the text does not
+    nameless = _absent(row.raw.get(id_column))
+    key = json.dumps([row.example[name] for name in task.required]) if nameless else row.example["id"]
+    group = json.dumps(row.example[task.required[0]])
+    return hashlib.sha256(group.encode()).digest(), hashlib.sha256(key.encode()).digest()
+
+
+def _ranked_splits(path: Path, rows: list[tuple[bytes, bytes]]) -> list[str]:
+    """Divide rows by the rank of their group's least hash."""
+    ranks: dict[bytes, bytes] = {}
+    for group, digest in rows:
         ranks[group] = min(digest, ranks.get(group, digest))
     if len(ranks) < 3:
         raise LLMGymError(
@@ -329,4 +360,4 @@ def _ranked_splits(path: Path, rows: list[Row], task: Task, id_column: str) -> l
     split = dict.fromkeys(order, "train")
     split.update(dict.fromkeys(order[:held], "test"))
     split.update(dict.fromkeys(order[held : 2 * held], "validation"))
-    return [split[group] for group in groups]
+    return [split[group] for group, _ in rows]

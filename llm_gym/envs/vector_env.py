@@ -23,6 +23,7 @@ from llm_gym.envs.render import colour, render_text
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, RenderModeError, positive
+from llm_gym.feedback.memory import Memory
 from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
@@ -67,7 +68,8 @@ class TextVectorEnv(VectorEnv):
         template: `chat` or `plain`.
         max_prompt_tokens: Longest prompt; a longer source is cut and `info["words_cut"]` says by how much.
         max_new_tokens: Cap of a turn.
-        partner: Who answers in a conversation: `script` (the default), or the name of a causal language model.
+        partner: Who answers in a conversation: `script` (the default), the name of a causal language model, or an
+            address and a model, such as `http://127.0.0.1:8000/v1#my-model`.
         render_mode: `ansi`, `human` or None.
 
     Raises:
@@ -122,7 +124,7 @@ class TextVectorEnv(VectorEnv):
         self._prompt_builder = PromptBuilder(
             self.task, self.tokenizer, instruction or self.task.instruction, template, self.max_prompt_tokens
         )
-        self._prompts: dict[int, Prompt] = {}
+        self._prompts = Memory()  # of many rows, the last ones
         self.partner = make_partner(partner, self.task)
         self._reply_template = ReplyTemplate(self.tokenizer, template) if self.task.max_turns > 1 else None
         self._build_spaces(tokenizer)
@@ -410,6 +412,16 @@ class TextVectorEnv(VectorEnv):
             turns.append(self._episode(row, text.strip(), reason))
         return turns
 
+    def drafts(self, rows: np.ndarray) -> list[Episode]:
+        """Return what `rows` have written so far of their turns, as records of turns that are not over."""
+        written = [self._ids[row, self._turn_start[row] : self._length[row]] for row in rows]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True) if len(rows) else []
+        drafts = [self._episode(row, text.strip(), "length") for row, text in zip(rows, texts, strict=True)]
+        for draft in drafts:
+            draft.turns.append({"role": "agent", "text": draft.text})
+            draft.over = False
+        return drafts
+
     def _begin_turn(self, row: int, reply: str) -> bool:
         """Append the partner's reply; return whether it and another turn fit into the context."""
         assert self._reply_template is not None
@@ -422,7 +434,7 @@ class TextVectorEnv(VectorEnv):
         self._roles[row, start:end] = GIVEN
         self._length[row] = self._turn_start[row] = end
         self._left[row] = self.max_new_tokens
-        self._turns[row].append({"role": "partner", "text": reply})
+        self._turns[row].append({"role": self.task.speaker(self._turns[row]), "text": reply})
         self._limit(row)
         return True
 
@@ -445,24 +457,29 @@ class TextVectorEnv(VectorEnv):
             turns=list(self._turns[row]),
         )
 
-    def score(self) -> list[tuple[int, Episode]]:
+    def score(self, abstaining: bool = False) -> list[tuple[int, Episode]]:
         """Score all turns that have ended since the last time, in one call of the feedback.
+
+        Args:
+            abstaining: Whether the feedback may abstain: such a turn, and its episode, keep None for a reward.
 
         Returns:
             The row and the record of each turn. Its `reward` and `parts` are its own; the episode's, in `episodes`,
             are the sums.
 
         Raises:
-            LLMGymError: The feedback is not finite.
+            LLMGymError: The feedback is not finite, or abstains where it may not.
         """
         unscored, self._unscored = self._unscored, []
         turns = [ended.turn for ended in unscored]
         for ended, score in zip(unscored, self.feedback(turns) if turns else (), strict=True):
             turn = ended.turn
+            if score.abstained and abstaining:
+                continue
             if score.abstained:
                 raise LLMGymError(
                     f"{', '.join(score.abstained)} abstained from example {turn.example['id']!r}, and a step needs a "
-                    "reward; give the judge a longer deadline, or use on_failure='abstain' outside of environments only"
+                    "reward; give the judge a longer deadline, or train by an algorithm of ours, which leaves it out"
                 )
             if not np.isfinite(score.value):
                 raise LLMGymError(
@@ -470,12 +487,12 @@ class TextVectorEnv(VectorEnv):
                     "a reward must be finite: mend or remove that part"
                 )
             value = float(score.value)
-            turn.reward = (
-                min(value, self.task.worst) if turn.finish_reason == "illegal" else value
-            ) / self.task.max_turns
+            value = min(value, self.task.worst) if turn.finish_reason == "illegal" else value
+            turn.reward = value / self.task.max_turns
+            turn.turn_rewards = [turn.reward]
             turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
             turn.token_rewards = self._token_rewards(turn, score.placed)
-            if turn.over and ended.whole is not turn:
+            if turn.over and ended.whole is not turn and all(t.reward is not None for t in ended.past):
                 _sum_up(ended.whole, ended.past)
         return [(ended.row, ended.turn) for ended in unscored]
 
@@ -504,10 +521,24 @@ class TextVectorEnv(VectorEnv):
         """Return how many tokens `row` holds."""
         return int(self._length[row])
 
+    def as_turn(self, row: int, ids: np.ndarray) -> Episode:
+        """Return the record, unscored, of a turn that would consist of `ids` if the agent wrote them now in `row`."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        start, end = self._prompt_length[row], self._length[row]
+        return self.task.episode(
+            self.examples[self._example[row]],
+            text,
+            prompt_ids=self._ids[row, :start].copy(),
+            response_ids=np.concatenate([self._ids[row, start:end], ids]).astype(np.int32),
+            agent_mask=np.concatenate([self._roles[row, start:end] == WRITTEN, np.ones(len(ids), bool)]),
+            finish_reason="stop" if self._stops[ids[-1]] else "length",
+            turns=[*self._turns[row], {"role": "agent", "text": text}],
+        )
+
     def reply(self, row: int) -> str | None:
         """Return what the partner said after the agent's last turn in `row`, or None."""
         last = self._turns[row][-1]
-        return last["text"] if last["role"] == "partner" else None
+        return last["text"] if last["role"] != "agent" else None
 
     def reference_turn(self, row: int) -> str | None:
         """Return what a person would write now in `row`, if the data has that."""
@@ -550,7 +581,8 @@ class TextVectorEnv(VectorEnv):
 
 def _sum_up(whole: Any, turns: list[Any]) -> None:
     """Give an episode the sum of its turns' rewards."""
-    whole.reward = sum(turn.reward for turn in turns)
+    whole.turn_rewards = [turn.reward for turn in turns]
+    whole.reward = sum(whole.turn_rewards)
     whole.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
     whole.token_rewards = np.zeros(len(whole.response_ids), np.float32)
     for turn in turns:

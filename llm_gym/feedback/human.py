@@ -17,8 +17,12 @@ from llm_gym.errors import LLMGymError
 
 RATINGS = ("source", "candidate", "human")
 PAIRS = ("prompt", "response_a", "response_b", "preferred")
-OPTIONAL = ("id", "reference")
-HIDDEN = frozenset({"human", "preferred", "candidate", "response_a", "response_b"})  # what a scorer must not look up
+PREFERENCES = ("source", "chosen", "rejected")
+KINDS = {"ratings": RATINGS, "pairs": PAIRS, "preferences": PREFERENCES}
+COLUMNS = tuple(dict.fromkeys((*RATINGS, *PAIRS, *PREFERENCES, "id", "reference")))
+JUDGED = ("human", "preferred")  # columns that are no texts
+HIDDEN = frozenset({*JUDGED, "candidate", "response_a", "response_b", "chosen", "rejected", "margin"})
+"""What a scorer must not look up."""
 PREFERRED = {"a": (0, 1), "b": (1, 0)}
 
 Numbered = list[tuple[int, dict[str, Any]]]
@@ -45,6 +49,13 @@ class Judgements:
     better: dict[str, np.ndarray]
     ties: int = 0
 
+    @property
+    def overall(self) -> np.ndarray:
+        """The comparisons by the mean over dimensions, int `(comparisons, 2)`, as in `better`."""
+        if len(self.better) == 1:
+            return next(iter(self.better.values()))
+        return _comparisons(np.mean(list(self.human.values()), 0), self.documents)
+
 
 def read_judgements(
     path: str | Path, columns: Mapping[str, str] | None = None, documents: int | None = None
@@ -53,8 +64,9 @@ def read_judgements(
 
     Ratings have `source`, `candidate` and `human`, a number or an object of numbers by dimension (in CSV, as JSON);
     the rows of a document share their `id`, or, where there is none, their source. Pairs have `prompt`, `response_a`,
-    `response_b` and `preferred`, which is `a`, `b` or `tie`; rows of the same prompt are a document. Both may have a
-    `reference`. Further columns are there for scorers that read columns of the example.
+    `response_b` and `preferred`, which is `a`, `b` or `tie`, or else `source`, `chosen` and `rejected`; rows of the
+    same prompt or source are a document. All may have a `reference`. Further columns are there for scorers that read
+    columns of the example.
 
     Args:
         path: The file.
@@ -66,29 +78,42 @@ def read_judgements(
     """
     rows = _renamed(Path(path), list(read_rows(path)), dict(columns or {}))
     present = {name for _, row in rows for name in row}
-    kinds = [required for required in (RATINGS, PAIRS) if present.issuperset(required)]
+    kinds = [kind for kind, required in KINDS.items() if present.issuperset(required)]
     if len(kinds) != 1:
+        expected = " or ".join(f"{', '.join(required)} ({kind})" for kind, required in KINDS.items())
         raise LLMGymError(
-            f"{path} must have the columns {', '.join(RATINGS)} (ratings) or {', '.join(PAIRS)} (pairs), "
-            f"it has {', '.join(sorted(present))}; name others with --columns candidate=NAME"
+            f"{path} must have the columns {expected}, it has {', '.join(sorted(present))}; name others with "
+            f"--columns {RATINGS[1]}=NAME"
         )
+    (kind,) = kinds
     where = [f"{path}:{number}" for number, _ in rows]
     for place, (_, row) in zip(where, rows, strict=True):
-        _check_strings(place, row, [name for name in kinds[0] if name not in ("human", "preferred")])
-    source = kinds[0][0]
-    names = [str(row.get("id", row[source]) if source == "source" else row[source]) for _, row in rows]
+        _check_strings(place, row, [name for name in KINDS[kind] if name not in JUDGED])
+    source = KINDS[kind][0]
+    names = [str(row.get("id", row[source]) if kind == "ratings" else row[source]) for _, row in rows]
     kept = _spaced(list(dict.fromkeys(names)), documents)
     numbers = {name: number for number, name in enumerate(kept)}
     chosen = [(w, row, numbers[n]) for w, (_, row), n in zip(where, rows, names, strict=True) if n in numbers]
-    return (_ratings if source == "source" else _pairs)(chosen)
+    if kind == "ratings":
+        return _ratings(chosen)
+    return _pairs(chosen if kind == "pairs" else _sided(chosen))
+
+
+def _sided(rows: list[tuple[str, dict[str, Any], int]]) -> list[tuple[str, dict[str, Any], int]]:
+    """Return preferences as pairs; the chosen text is `a` in every other row, so that the side tells nothing."""
+    sided = []
+    for k, (where, row, number) in enumerate(rows):
+        a, b = (row["chosen"], row["rejected"]) if k % 2 == 0 else (row["rejected"], row["chosen"])
+        pair = {"prompt": row["source"], "response_a": a, "response_b": b, "preferred": "ab"[k % 2]}
+        sided.append((where, {**row, **pair}, number))
+    return sided
 
 
 def _renamed(path: Path, rows: Numbered, columns: dict[str, str]) -> Numbered:
     """Return the rows under the names used here."""
     for name, column in columns.items():
-        if name not in (*RATINGS, *PAIRS, *OPTIONAL):
-            known = ", ".join((*RATINGS, *PAIRS, *OPTIONAL))
-            raise LLMGymError(f"unknown column {name!r}: a file of judgements has {known}")
+        if name not in COLUMNS:
+            raise LLMGymError(f"unknown column {name!r}: a file of judgements has {', '.join(COLUMNS)}")
         if not any(column in row for _, row in rows):
             raise LLMGymError(f"{path} has no column {column!r}, only {', '.join(sorted(rows[0][1]))}; mend --columns")
     taken = set(columns.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ class LanguageModel:
 
     def __init__(self, model: str = "smollm2-135m") -> None:
         self.model = model
-        self._known = Memory()
+        self._known = Memory(f"likelihood/{model}")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(context, text)` the mean natural log-probability of the text's tokens.
@@ -92,12 +93,17 @@ def _last(before: int, count: int) -> np.ndarray:
     return np.arange(before + count) >= before
 
 
-_models: dict[str, LanguageModel] = {}
-
-
+@functools.cache
 def language_model(model: str) -> LanguageModel:
     """Return the process-wide scorer behind a model's name, so that parts of one score share its memory."""
-    return _models.setdefault(model, LanguageModel(model))
+    return LanguageModel(model)
+
+
+def filled(prompt: str, source: str, said: str) -> str:
+    """Return a prompt with what `{source}` and `{said}` stand for."""
+    # The parts are put together, not replaced one after the other: a source may contain "{said}".
+    parts = re.split(r"(\{source\}|\{said\})", prompt)
+    return "".join({"{source}": source, "{said}": said}.get(part, part) for part in parts)
 
 
 class _Likelihood(Scorer):
@@ -118,11 +124,7 @@ class _Likelihood(Scorer):
         return self.lm([(self._context(e, ""), f" {e.text}") for e in episodes])
 
     def _context(self, episode: Episode, source: str) -> str:
-        # The parts of the prompt are put together, not replaced one after the other: a source may contain "{said}".
-        return "".join(
-            {"{source}": source, "{said}": episode.said}.get(part, part)
-            for part in re.split(r"(\{source\}|\{said\})", self.prompt)
-        )
+        return filled(self.prompt, source, episode.said)
 
 
 class Likelihood(_Likelihood):

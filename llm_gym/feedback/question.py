@@ -60,7 +60,7 @@ class LocalJudge:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self._known = Memory()
+        self._known = Memory(f"answers/{model}")
 
     def __call__(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Return for each question the probabilities of its answers, which sum to 1.

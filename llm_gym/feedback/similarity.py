@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class Embedder:
 
     def __init__(self, model: str = "minilm-l6") -> None:
         self.model = model
-        self._known = Memory()
+        self._known = Memory(f"embedding/{model}")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(len(texts), D)`; an empty text is the zero vector."""
@@ -55,12 +56,10 @@ class Embedder:
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 
-_embedders: dict[str, Embedder] = {}
-
-
+@functools.cache
 def embedder(model: str) -> Embedder:
     """Return the process-wide embedder behind a model's name, so that the parts of a score share its memory."""
-    return _embedders.setdefault(model, Embedder(model))
+    return Embedder(model)
 
 
 class Similarity(Scorer):

@@ -7,7 +7,8 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,12 @@ from llm_gym.models.fetch import fetch, one_line, quiet_transformers, read_gguf,
 T = TypeVar("T")
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model")
+_WHAT = {
+    "AutoModel": "a text encoder",
+    "AutoModelForCausalLM": "a causal language model",
+    "AutoModelForSequenceClassification": "a sequence classifier",
+}
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _lock = threading.RLock()  # so that two threads that ask for the same shared model load it once
 
 
@@ -142,6 +149,29 @@ def shared_causal_lm(name: str, device: str | torch.device = "auto", dtype: torc
         return _shared_causal_lm(name, resolved, _stamp(resolved), where, _dtype(dtype, where))
 
 
+def shared_adapted_lm(
+    name: str, adapter: str, device: str | torch.device = "auto", dtype: torch.dtype | str | None = None
+) -> Any:
+    """Load a causal language model with a PEFT adapter merged into it, for reading only; shared as the others are.
+
+    Args:
+        name: Anything `resolve` takes.
+        adapter: Local folder with `adapter_config.json` and `adapter_model.safetensors`.
+        device: See `pick_device`.
+        dtype: See `load_causal_lm`.
+
+    Raises:
+        LLMGymError: The model cannot be loaded, or the adapter is not there, is pickled, or is another model's.
+    """
+    resolved, where, folder = resolve(name), pick_device(device), Path(adapter).expanduser()
+    lacking = [file for file in ADAPTER_FILES if not (folder / file).is_file()]
+    if lacking:
+        raise LLMGymError(f"the folder {adapter!r} holds no {lacking[0]}: give one of a PEFT adapter, in safetensors")
+    stamps = _stamp(resolved), _stamp(str(folder))
+    with _lock:
+        return _shared_adapted_lm(name, resolved, str(folder), stamps, where, _dtype(dtype, where))
+
+
 def shared_encoder(name: str, device: str | torch.device = "auto") -> Any:
     """Load the bare encoder of an embedding model in float32; one frozen object per name, device and process.
 
@@ -158,6 +188,24 @@ def shared_encoder(name: str, device: str | torch.device = "auto") -> Any:
     resolved, where = resolve(name), pick_device(device)
     with _lock:
         return _shared_encoder(name, resolved, _stamp(resolved), where)
+
+
+def shared_classifier(name: str, device: str | torch.device = "auto") -> Any:
+    """Load a sequence classifier in float32; one frozen object per name, device and process.
+
+    Args:
+        name: Anything `resolve` takes.
+        device: See `pick_device`.
+
+    Returns:
+        The transformers model, `AutoModelForSequenceClassification`; `config.id2label` names its labels.
+
+    Raises:
+        LLMGymError: If it cannot be loaded or is no classifier.
+    """
+    resolved, where = resolve(name), pick_device(device)
+    with _lock:
+        return _shared_classifier(name, resolved, _stamp(resolved), where)
 
 
 def stop_ids(name: str, tokenizer: Any) -> tuple[int, ...]:
@@ -246,8 +294,41 @@ def _shared_causal_lm(name: str, resolved: str, stamp: int, device: torch.device
 
 
 @functools.cache
+def _shared_adapted_lm(
+    name: str, resolved: str, folder: str, stamps: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> Any:
+    from peft import PeftModel
+
+    model = load_causal_lm(name, device, dtype)
+    try:
+        with quiet_peft():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, folder)
+    except Exception as exc:  # whatever PEFT and safetensors raise, the adapter does not fit
+        raise LLMGymError(
+            f"the adapter in {folder!r} does not fit the model {name!r} ({one_line(exc, 200)}): name the model that "
+            "it was trained on"
+        ) from exc
+    return adapted.merge_and_unload().eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hold back what PEFT causes transformers to warn about and a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+@functools.cache
 def _shared_encoder(name: str, resolved: str, stamp: int, device: torch.device) -> Any:
     return _model(name, resolved, "AutoModel", torch.float32).to(device).eval().requires_grad_(False)
+
+
+@functools.cache
+def _shared_classifier(name: str, resolved: str, stamp: int, device: torch.device) -> Any:
+    model = _model(name, resolved, "AutoModelForSequenceClassification", torch.float32)
+    return model.to(device).eval().requires_grad_(False)
 
 
 @functools.cache
@@ -271,7 +352,7 @@ def _model(name: str, resolved: str, auto_class: str, dtype: torch.dtype) -> Any
     if os.path.isdir(resolved):
         _check_folder(name, Path(resolved))
     config = _attempt(name, resolved, lambda source: transformers.AutoConfig.from_pretrained(**source))
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and auto_class != "AutoModelForSequenceClassification":
         raise LLMGymError(
             f"{name!r} is an encoder-decoder model ({config.model_type}), which is not supported yet: "
             "use a decoder-only language model or an encoder"
@@ -280,13 +361,12 @@ def _model(name: str, resolved: str, auto_class: str, dtype: torch.dtype) -> Any
         return _attempt(name, resolved, lambda source: read_gguf(Path(resolved), dtype))
     auto = getattr(transformers, auto_class)
     model, info = _attempt(name, resolved, lambda source: _from_pretrained(auto, source, dtype))
-    # transformers fills what is missing with random numbers; a pooler is not used, so it may be missing.
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    # transformers fills what is missing with random numbers; only a classifier uses its pooler.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key or auto_class != "AutoModel")
     if missing:
-        what = "a causal language model" if auto_class == "AutoModelForCausalLM" else "a text encoder"
         raise LLMGymError(
             f"{name!r} has no weights for {len(missing)} tensors of {type(model).__name__} "
-            f"(e.g. {missing[0]}): give a complete checkpoint of {what}"
+            f"(e.g. {missing[0]}): give a complete checkpoint of {_WHAT[auto_class]}"
         )
     return model
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ class Segment:
     context: np.ndarray
     ids: np.ndarray
     trained: np.ndarray
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for segments of the same context."""
+        return np.ascontiguousarray(self.context).tobytes()
 
 
 @dataclass
@@ -108,10 +114,42 @@ def pack(segments: Sequence[Segment]) -> Packed:
     return _tensors(rows, where, segments)
 
 
-def packed_tokens(segments: Sequence[Segment]) -> int:
-    """Return how many tokens a pass over `pack(segments)` runs, padding included."""
-    rows, _ = _assembled(segments)
-    return len(rows) * max(row.length for row in rows)
+def passes(segments: Sequence[Segment], tokens: int) -> Iterator[range]:
+    """Cut segments into runs of which a pass runs at most `tokens` tokens, padding included, or that are a single one.
+
+    >>> one, two = (Segment(np.array(context), np.array([1, 2]), np.ones(2, bool)) for context in ([5, 6], [7, 8]))
+    >>> list(passes([one, one, two], 4)), list(passes([one, one, two], 8))
+    ([range(0, 2), range(2, 3)], [range(0, 3)])
+    """
+    start = 0
+    lengths: list[int] = []
+    open_rows: dict[bytes, int] = {}
+    for i, segment in enumerate(segments):
+        if i > start and _added(segment, lengths, open_rows) > tokens:
+            yield range(start, i)
+            start, lengths, open_rows = i, [], {}
+        _add(segment, lengths, open_rows)
+    yield range(start, len(segments))
+
+
+def _added(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> int:
+    """Return how many tokens rows of `lengths` and one more segment run."""
+    row, length = _place(segment, lengths, open_rows)
+    return max(len(lengths), row + 1) * max(*lengths, length)
+
+
+def _add(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> None:
+    row, length = _place(segment, lengths, open_rows)
+    lengths[row:] = [length, *lengths[row + 1 :]]
+    open_rows[segment.key] = row
+
+
+def _place(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> tuple[int, int]:
+    """Return the row that a segment goes to, and how long it is then; see `_assembled`."""
+    row = open_rows.get(segment.key)
+    if row is None or lengths[row] + len(segment.ids) > ROW_TOKENS:
+        return len(lengths), len(segment.context) + len(segment.ids) - 1
+    return row, lengths[row] + len(segment.ids) - 1
 
 
 def _assembled(segments: Sequence[Segment]) -> tuple[list[_Row], list[tuple[int, np.ndarray]]]:
@@ -120,10 +158,9 @@ def _assembled(segments: Sequence[Segment]) -> tuple[list[_Row], list[tuple[int,
     open_rows: dict[bytes, int] = {}
     where: list[tuple[int, np.ndarray]] = []
     for segment in segments:
-        key = np.ascontiguousarray(segment.context).tobytes()
-        index = open_rows.get(key)
+        index = open_rows.get(segment.key)
         if index is None or rows[index].length + len(segment.ids) > ROW_TOKENS:
-            index = open_rows[key] = len(rows)
+            index = open_rows[segment.key] = len(rows)
             rows.append(_Row(segment.context))
         where.append((index, rows[index].add(segment)))
     return rows, where
@@ -139,39 +176,68 @@ def check_attention(config: Any, name: str) -> None:
         raise LLMGymError(f"model {name!r} does not support 'sdpa' attention, which is needed here; choose another one")
 
 
-def read(name: str, segments: Sequence[Segment]) -> Iterator[torch.Tensor]:
+def logits(model: Any, packed: Packed) -> torch.Tensor:
+    """Return the logits `(N, V)` that predict the trained tokens of one row."""
+    return model(**_inputs(packed), logits_to_keep=packed.columns).logits[0]
+
+
+def hidden_states(model: Any, packed: Packed) -> torch.Tensor:
+    """Return the last hidden states `(N, H)` that predict the trained tokens, with gradient."""
+    return model.base_model(**_inputs(packed)).last_hidden_state[packed.rows, packed.columns]
+
+
+def _inputs(packed: Packed) -> dict[str, Any]:
+    return {
+        "input_ids": packed.input_ids,
+        "attention_mask": packed.mask,
+        "position_ids": packed.position_ids,
+        "use_cache": False,
+    }
+
+
+def check_length(config: Any, name: str, segments: Sequence[Segment]) -> None:
+    """Make sure that the model `name` can read the longest of the segments.
+
+    Raises:
+        LLMGymError: It cannot.
+    """
+    longest = max(len(segment.context) + len(segment.ids) for segment in segments)
+    if longest > (limit := getattr(config, "max_position_embeddings", longest)):
+        raise LLMGymError(f"model {name!r} reads at most {limit} tokens, and here are {longest}; shorten the text")
+
+
+def read(
+    name: str,
+    segments: Sequence[Segment],
+    adapter: str | None = None,
+    outputs: Callable[[Any, Packed], torch.Tensor] = logits,
+) -> Iterator[torch.Tensor]:
     """Run the shared model `name` in float32 over segments of one context, a row full of them at a time, unpadded.
 
     Args:
         name: Name of a causal language model.
         segments: All with the same context.
+        adapter: Folder of a PEFT adapter on the model.
+        outputs: What is wanted of the model, `logits` or `hidden_states`.
 
     Yields:
-        For each segment, float32 `(trained tokens, V)`: the logits that predict its trained tokens.
+        For each segment, float32 `(trained tokens, V)` or `(trained tokens, H)`: what predicts its trained tokens.
 
     Raises:
         LLMGymError: A sequence is longer than the model can read, or its attention does not fit.
     """
-    from llm_gym.models.load import shared_causal_lm
+    from llm_gym.models.load import shared_adapted_lm, shared_causal_lm
 
-    model = shared_causal_lm(name, dtype="float32")
+    model = shared_adapted_lm(name, adapter, dtype="float32") if adapter else shared_causal_lm(name, dtype="float32")
     check_attention(model.config, name)
-    longest = max(len(segment.context) + len(segment.ids) for segment in segments)
-    if longest > (limit := getattr(model.config, "max_position_embeddings", longest)):
-        raise LLMGymError(f"model {name!r} reads at most {limit} tokens, and here are {longest}; shorten the text")
+    check_length(model.config, name, segments)
     ends = len(segments[0].context) + np.cumsum([len(segment.ids) for segment in segments])
     while segments:
         fit = max(1, int(np.searchsorted(ends, ROW_TOKENS, "right")))
         packed = pack(segments[:fit]).to(model.device)
         with torch.no_grad():
-            logits = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.mask,
-                position_ids=packed.position_ids,
-                use_cache=False,
-                logits_to_keep=packed.columns,
-            ).logits[0]
-        yield from logits.split([int(segment.trained.sum()) for segment in segments[:fit]])
+            found = outputs(model, packed)
+        yield from found.split([int(segment.trained.sum()) for segment in segments[:fit]])
         segments, ends = segments[fit:], ends[fit:] - (ends[fit - 1] - len(segments[0].context))
 
 

@@ -92,6 +92,13 @@ class Task:
         """Return what has been said when the agent's first turn begins: in a conversation, the partner's first line."""
         return []
 
+    def speaker(self, turns: list[dict[str, str]]) -> str:
+        """Return who replies to the last of `turns`: the `partner`, or another where the task itself answers.
+
+        A language model speaks in the partner's place only.
+        """
+        return "partner"
+
     def reply(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
         """Return what the partner says after `turns`, or None where the conversation is over."""
         return None

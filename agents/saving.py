@@ -1,0 +1,91 @@
+"""Folders that are whole or not there at all, and from which an algorithm can be loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llm_gym.errors import LLMGymError
+
+ARGUMENTS, VALUE_HEAD = "algorithm.json", "value_head.safetensors"
+
+
+@contextmanager
+def folder_aside(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, and put it in the place of `target` once the block has ended well.
+
+    Raises:
+        LLMGymError: Tensors could not be written, as on a full disk.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(aside, target)
+    except SafetensorError as error:
+        raise LLMGymError(f"{target} could not be written ({error}); free some space and run it again") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_algorithm(algorithm: Any, path: Any) -> None:
+    """Write what is trained and the arguments of an algorithm of ours into a folder."""
+    policy = algorithm.policy
+    policy_kwargs = {"model": policy.model_name, "lora": policy.lora, "temperature": policy.temperature}
+    arguments = {
+        "algorithm": type(algorithm).__name__,
+        **{name: getattr(algorithm, name) for name in sorted(algorithm.options() - {"policy_kwargs"})},
+        "learning_rate": algorithm.lr_schedule(1),
+        "seed": algorithm.seed,
+        "policy_kwargs": {**policy_kwargs, "last_layers": policy.last_layers},
+    }
+    with folder_aside(Path(path)) as aside:
+        policy.save_pretrained(aside)
+        save_file(policy.value_head.state_dict(), aside / VALUE_HEAD)
+        (aside / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n")
+
+
+def load_algorithm(cls: Any, path: Any, env: Any, device: Any, changes: dict[str, Any]) -> Any:
+    """Return an algorithm of class `cls` from a folder that `save_algorithm` wrote.
+
+    Raises:
+        LLMGymError: Another folder, or one of another algorithm.
+    """
+    from agents.policy import LLMPolicy
+
+    folder = Path(path)
+    try:
+        arguments = json.loads((folder / ARGUMENTS).read_text())
+    except (OSError, ValueError) as error:
+        raise LLMGymError(f"{path} is not a folder that {cls.__name__}.save wrote ({error})") from error
+    if (name := arguments.pop("algorithm", None)) != cls.__name__:
+        raise LLMGymError(f"{path} was saved by {name}, not by {cls.__name__}; load it with that")
+    policy_kwargs = arguments.pop("policy_kwargs")
+    place = "model" if policy_kwargs["lora"] is None else "adapter"
+    policy_kwargs[place] = str(folder)
+    algorithm = cls(LLMPolicy, env, device=device, policy_kwargs=policy_kwargs, **{**arguments, **changes})
+    algorithm.policy.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+    return algorithm
+
+
+def check_options(cls: Any, given: dict[str, Any]) -> None:
+    """Make sure that an algorithm of ours takes all the options it is given.
+
+    Raises:
+        LLMGymError: It does not take one of them.
+    """
+    for name in given:
+        if name not in cls.options():
+            raise LLMGymError(f"{cls.__name__} takes no {name!r}; it takes {', '.join(sorted(cls.options()))}")

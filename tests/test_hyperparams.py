@@ -1,0 +1,61 @@
+"""Hyper-parameters: files by algorithm, keys that are checked, schedules that fall."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+import yaml
+
+from agents.algorithms import ALGORITHMS, hyperparameters, learning_rate
+from agents.recorder import Limit, diverging
+from llm_gym.cli.arguments import ALGOS
+from llm_gym.errors import LLMGymError
+from llm_gym.registration import ENVIRONMENTS
+
+
+def test_the_command_line_names_the_algorithms_without_loading_them() -> None:
+    assert tuple(ALGORITHMS) == ALGOS
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_file_has_a_default_and_known_environments_and_keys(algo: str) -> None:
+    table = yaml.safe_load(files("agents.hyperparams").joinpath(f"{algo}.yml").read_text())
+    assert table.pop("default")["n_envs"] > 0
+    assert set(table) <= set(ENVIRONMENTS)
+    for env_id in ("Unknown-v0", *table):
+        found = hyperparameters(algo, env_id)
+        assert isinstance(found["policy_kwargs"], dict)
+        learning_rate(found["learning_rate"])
+
+
+def test_changes_are_laid_over_the_file_and_nothing_else_is() -> None:
+    plain = hyperparameters("ppo", "TextSummary-v0")
+    changed = hyperparameters("ppo", "TextSummary-v0", {"n_epochs": 4, "policy_kwargs.lora": None})
+    assert changed["n_epochs"] == 4 and changed["policy_kwargs"] == {"lora": None}
+    assert {**plain, "n_epochs": 4, "policy_kwargs": {"lora": None}} == changed
+    assert hyperparameters("ppo", "TextSummary-v0") == plain
+
+
+def test_keys_that_do_not_apply_are_errors() -> None:
+    for algo, key in (("reinforce", "n_epochs"), ("grpo", "gae_lambda"), ("sb3-ppo", "kl_coef"), ("a2c", "seed")):
+        with pytest.raises(LLMGymError, match=f"'{key}' does not apply to {algo}; it takes"):
+            hyperparameters(algo, "TextSummary-v0", {key: 1})
+    with pytest.raises(LLMGymError, match="algorithm 'dqn' is unknown"):
+        hyperparameters("dqn", "TextSummary-v0")
+
+
+def test_schedules_fall_by_updates_or_by_time() -> None:
+    assert learning_rate("lin_0.4")(0.25) == pytest.approx(0.1) and learning_rate("3e-4") == 3e-4
+    assert [Limit(4, None).remaining(n, 0.0) for n in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert Limit(None, 1.0).remaining(9, 45.0) == 0.25
+
+
+def test_divergence_needs_both_to_move_beyond_chance() -> None:
+    up = [0.1 * i + 0.01 * (-1) ** i for i in range(12)]
+    down = [-x for x in up]
+    assert diverging(up, down)
+    assert not diverging(up, up) and not diverging(down, down) and not diverging(down, up)
+    assert not diverging(up, [0.01 * (-1) ** i for i in range(12)])
+    assert not diverging(up[:7], down[:7]) and not diverging(up, [None] * 12)
+    assert diverging([*up, None], [*down, None])

@@ -1,0 +1,82 @@
+"""Every algorithm climbs the toy tasks, from random weights, on fixed seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents import A2C, GRPO, PPO, REINFORCE, RLOO, LLMPolicy, make_vec_env
+from agents.evaluate import make_envs
+from llm_gym.episode import Episode
+from llm_gym.tasks.ladder import LADDER, InPlace, RightLength
+from test_grpo import collect
+
+PREFIX = "llm_gym.tasks.ladder:"
+PLAIN: dict[Any, dict[str, Any]] = {
+    REINFORCE: {},
+    RLOO: {},
+    A2C: {},
+    PPO: {"normalize_advantage": False, "n_minibatches": 1},
+    GRPO: {"scale_rewards": False},
+}
+SCALED: dict[Any, dict[str, Any]] = {
+    REINFORCE: {"normalize_advantage": True},
+    RLOO: {"normalize_advantage": True},
+    A2C: {"normalize_advantage": True},
+    PPO: {"n_epochs": 1, "n_minibatches": 1},
+    GRPO: {},
+}
+RUNGS = {  # updates, weight of the entropy bonus, what the first batch is worth at most and the last three on average
+    "CopySymbol-v0": (60, 0.05, 0.1, 0.65),
+    "Alternate-v0": (25, 0.0, 0.1, 0.22),
+    "CountUpwards-v0": (30, 0.0, 0.05, 0.25),
+    "ReverseWord-v0": (25, 0.0, 0.15, 0.22),
+    "MatchLength-v0": (20, 0.0, 0.32, 0.38),
+}
+
+
+@pytest.mark.parametrize("cls", PLAIN)
+@pytest.mark.parametrize("rung", RUNGS)
+def test_every_algorithm_climbs(rung: str, cls: Any) -> None:
+    """To be right of one prompt at the cost of another is a place to get stuck: copying needs rewards as they are."""
+    updates, entropy, first, last = RUNGS[rung]
+    env = make_vec_env(PREFIX + rung, n_envs=128, seed=0, tokenizer="tiny-1k", template="plain", split="all")
+    options = (PLAIN if entropy else SCALED)[cls]
+    algorithm = cls(
+        LLMPolicy, env, 2e-3, group_size=32, kl_coef=0.0, ent_coef=entropy, seed=0, device="cpu",
+        policy_kwargs={"model": "tiny-1k", "lora": None}, **options,
+    )  # fmt: skip
+    means = []
+    for _ in range(updates):
+        collect(algorithm)
+        means.append(float(np.mean([e.reward for e in algorithm.episodes])))
+        algorithm.train()
+    assert means[0] < first
+    assert np.mean(means[-3:]) > last
+
+
+def episode(text: str, answer: str) -> Episode:
+    return Episode({"id": "a", "given": "", "answer": answer}, source="", text=text)
+
+
+def test_the_answer_alone_is_worth_one() -> None:
+    score = InPlace("taso")
+    texts = ("tatata", "t a t a t a", "tatatat", "atatat", "xx", "")
+    values = score([episode(text, "tatata") for text in texts])
+    assert values[:2] == [1.0, 1.0] and values[2] < 1
+    assert values[3:] == pytest.approx([0.2, 0.0, 0.0])
+    assert RightLength()([episode(text, "4") for text in ("stop", "s t o p", "to", "")]) == [1.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_answers_fit_into_the_cap_and_are_worth_one(rung: str) -> None:
+    if rung == "MatchLength-v0":
+        pytest.skip("its answer is a length, no text")
+    arguments = {"tokenizer": "tiny-1k", "template": "plain"}
+    envs = make_envs(PREFIX + rung, 4, "all", arguments)
+    for example in envs.examples:
+        ids = [envs.tokenizer.convert_tokens_to_ids(c) for c in example["answer"]]
+        assert len(ids) <= envs.max_new_tokens
+        assert envs.feedback([envs.task.episode(example, envs.tokenizer.decode(ids).strip())])[0].value == 1.0
