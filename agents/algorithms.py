@@ -51,7 +51,7 @@ def hyperparameters(algo: str, env_id: str, changes: dict[str, Any] | None = Non
     """
     if algo not in ALGORITHMS:
         raise LLMGymError(f"algorithm {algo!r} is unknown; expected one of {', '.join(ALGORITHMS)}")
-    table = yaml.safe_load(files("agents.hyperparams").joinpath(f"{algo}.yml").read_text(encoding="utf-8"))
+    table = yaml.safe_load(files("agents").joinpath("hyperparams", f"{algo}.yml").read_text(encoding="utf-8"))
     found = dict(table.get(env_id.rpartition(":")[2], table["default"]))
     found["policy_kwargs"] = dict(found.get("policy_kwargs") or {})
     for key, value in (changes or {}).items():

@@ -20,7 +20,7 @@ def test_the_command_line_names_the_algorithms_without_loading_them() -> None:
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_file_has_a_default_and_known_environments_and_keys(algo: str) -> None:
-    table = yaml.safe_load(files("agents.hyperparams").joinpath(f"{algo}.yml").read_text())
+    table = yaml.safe_load(files("agents").joinpath("hyperparams", f"{algo}.yml").read_text())
     assert table.pop("default")["n_envs"] > 0
     assert set(table) <= set(ENVIRONMENTS)
     for env_id in ("Unknown-v0", *table):
