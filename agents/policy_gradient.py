@@ -481,7 +481,7 @@ def token_rewards(episode: Episode) -> np.ndarray:
     rewards = placed.copy()
     ends = np.flatnonzero(mask & ~np.append(mask[1:], False))
     starts = np.concatenate([[0], ends[:-1] + 1])
-    for start, end, reward in zip(starts, ends, episode.turn_rewards or [episode.reward], strict=True):
+    for start, end, reward in zip(starts, ends, episode.turn_rewards or [episode.reward or 0.0], strict=True):
         rewards[end] += reward - placed[start : end + 1].sum()
     return rewards[mask].astype(np.float32)
 
