@@ -17,7 +17,7 @@ from llm_gym.episode import Episode
 from llm_gym.registration import ENVIRONMENTS, find_task
 from references import Writes, writers
 
-WORDS = 90  # of a source that are shown
+WORDS = 120  # of a source that are shown
 HEAD = """# Gallery
 
 One example of every environment, the first of its test split, with a person's reply and the reply to another example.
@@ -34,7 +34,7 @@ def main() -> None:
 
 def section(env_id: str) -> list[str]:
     """Return the lines about one environment."""
-    envs = make_envs(env_id, 1, "test", {})
+    envs = make_envs(env_id, 1, "test", {"template": "plain"})  # of the prompt, the task's words alone
     told = writers(envs)
     first = envs.examples[0]["id"]
     lines = [f"## {env_id}", "", (find_task(env_id).__doc__ or "").partition("\n")[0], ""]
