@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("stock_ppo.py", ["--iterations", "1", "--n-envs", "2"], "total_timesteps"),
         ("own_task.py", [], "'Flooded road sends buses over the bridge' scores"),
         ("own_scorer.py", [], "own_scorer:ShortWords"),
+        ("custom_task.py", [], "'right' scores 1.00"),
     ],
 )
 def test_an_example_runs(script: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
@@ -27,6 +30,24 @@ def test_an_example_runs(script: str, arguments: list[str], expected: str, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+def test_the_task_of_another_field_takes_less_than_50_lines() -> None:
+    assert len((EXAMPLES / "custom_task.py").read_text().splitlines()) < 50
+
+
+@pytest.mark.models
+def test_the_task_of_another_field_trains_by_the_command_line(tiny_model: str, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
+    run = lambda *command: subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)  # noqa: E731
+    assert run(sys.executable, str(EXAMPLES / "custom_task.py")).returncode == 0
+    command = [sys.executable, "-m", "llm_gym.cli", "train", "custom_task:HomeworkMarking-v0", "--policy", tiny_model]
+    done = run(*command, "--data", "homework.jsonl", "--steps", "1", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    texts = {
+        json.loads(line)["episode"]["text"] for line in (tmp_path / "run" / "after.jsonl").read_text().splitlines()
+    }
+    assert texts <= {"wrong", "half right", "right"}
 
 
 @pytest.mark.parametrize("script", ["own_task.py", "own_scorer.py"])
