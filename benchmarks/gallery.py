@@ -35,7 +35,7 @@ def main() -> None:
 def section(env_id: str) -> list[str]:
     """Return the lines about one environment."""
     envs = make_envs(env_id, 1, "test", {"template": "plain"})  # of the prompt, the task's words alone
-    told = writers(envs)
+    told = writers(envs, cheat=False)
     first = envs.examples[0]["id"]
     lines = [f"## {env_id}", "", (find_task(env_id).__doc__ or "").partition("\n")[0], ""]
     lines += [f"`{first}`, as the agent reads it:", "", *quoted(cut(prompt(envs, first), WORDS)), ""]

@@ -40,8 +40,8 @@ class Writes(ReferenceAgent):
         return self.writer(row) or ""
 
 
-def writers(envs: Any) -> dict[str, Writer]:
-    """Return the agents by name; what each writes depends on the example and the turn alone."""
+def writers(envs: Any, cheat: bool = True) -> dict[str, Writer]:
+    """Return the agents by name, with `cheat` the task's tricks too; they look at the example and the turn alone."""
     task, examples = envs.task, envs.examples
     pool = [word for example in examples for word in str(task.reference(example)).split()]
     others = [other_example(task, examples, i) for i in range(len(examples))]
@@ -59,7 +59,7 @@ def writers(envs: Any) -> dict[str, Writer]:
         "random words": random_words,
         "another example's reference": other,
     }
-    tricks = TRICKS.get(task.name, lambda row, rows: {})
+    tricks = TRICKS.get(task.name, _none) if cheat else _none
 
     def trick(row: int, name: str) -> str:
         text = tricks(examples[index(envs, row)], examples)[name]
@@ -68,6 +68,10 @@ def writers(envs: Any) -> dict[str, Writer]:
         return plan[said] if said < len(plan) else ""
 
     return {**told, **{name: partial(trick, name=name) for name in tricks(examples[0], examples)}}
+
+
+def _none(row: Row, rows: list[Row]) -> dict[str, str]:
+    return {}
 
 
 def other_example(task: Any, examples: list[Row], i: int) -> int:
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument("--split", default="all", choices=("train", "validation", "test", "all"))
     parser.add_argument("--feedback", help="a scorer's name or JSON; the task's default without it")
     parser.add_argument("-n", type=int, help="only the first N examples")
+    parser.add_argument("--no-tricks", action="store_true", help="only reference, nothing, random words and another's")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
@@ -100,7 +105,7 @@ def main() -> None:
     envs = make_envs(args.id, 16, args.split, {"feedback": args.feedback or task.feedback})
     ids = envs.example_ids[: args.n]
     scores, parts = {}, {}
-    for name, writer in writers(envs).items():
+    for name, writer in writers(envs, not args.no_tricks).items():
         episodes = play(Writes(envs, writer), envs, ids) or []
         scores[name] = np.array([episode.reward for episode in episodes])
         parts[name] = {part: float(np.mean([e.parts[part] for e in episodes])) for part in episodes[0].parts}
