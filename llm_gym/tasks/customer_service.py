@@ -133,7 +133,7 @@ class CustomerService(Task):
     | `roles` | `Box(0, 2, (C,), int8)` | 0 padding, 1 given (customer and handbook too), 2 written by the agent |
     | `tokens_left` | `Box(0, max_new_tokens, (1,), int32)` | tokens that may still be written in this turn |
 
-    C = `max_prompt_tokens + 6 * max_new_tokens + 5 * 192`, for six turns and five replies.
+    C = `max_prompt_tokens + 6 * max_new_tokens + 5 * 224`, for six turns and five replies.
 
     ## Starting State
     The prompt: the instruction, a worked example, and the customer's first line, of a case drawn from the split or of
@@ -217,7 +217,7 @@ class CustomerService(Task):
     max_prompt_tokens = 384
     max_new_tokens = 72
     max_turns = 6
-    max_reply_tokens = 192
+    max_reply_tokens = 224
 
     def check(self, example: dict[str, Any]) -> str | None:
         """Return what is wrong with the decision, the passage or the facts, or None."""
