@@ -158,7 +158,7 @@ class CustomerService(Task):
     answers, his thanks at the end if the case was closed as it should be, or nothing.
 
     ## Arguments
-    `partner` (`script`, or a model's name), `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`,
+    `partner` (`script`, a model's name, or `ADDRESS#MODEL`), `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`,
     `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data
     columns: `passage` (id of the passage that decides the case; cases about one passage stay in one split),
     `handbook` (path of a JSONL, CSV or Parquet file with `id`, `title` and `text`, from the working directory, or the

@@ -50,6 +50,9 @@ class TextGeneration(Task):
     `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data columns: `prompt`, `tone`,
     `topic`, and optionally `continuation`. A user's own tones and topics are compared with those of the corpus.
 
+    No public data set is known by name: those with tones or topics (IMDB, AG News, GoEmotions) have whole texts and no
+    openings that a text of another tone could go on from; cut them first.
+
     ## References
     Ramamurthy et al. 2023, RL4LMs (text continuation); Keskar et al. 2019, CTRL.
 
