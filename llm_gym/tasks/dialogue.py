@@ -89,13 +89,13 @@ class Dialogue(Task):
     partner says to it: an answer, thanks at the end if all goals were met, or nothing.
 
     ## Arguments
-    `partner` (`script`, a model's name, or `ADDRESS#MODEL`), `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`,
-    `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data
+    `partner` (`script`, a model's name, or `ADDRESS#MODEL`), `tokenizer`, `data`, `split`, `columns`, `feedback`,
+    `instruction`, `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data
     columns: `situation`, `role`, `briefing`, `partner`, `manner`, `facts`, `goals` (each with `want`, `ask`, `again`,
     `answer` and `key`), `closing`; JSONL or Parquet.
 
-    No public data set is known by name: those of task-oriented dialogue (MultiWOZ, SGD, Taskmaster) are transcripts, and
-    have no row with what a partner wants, the key words of an answer and what he says if he does not get it.
+    No public data set is known by name: those of task-oriented dialogue (MultiWOZ, SGD, Taskmaster) are transcripts
+    and have no row with what a partner wants, the key words of an answer and what he says if he does not get it.
 
     ## References
     Budzianowski et al. 2018, MultiWOZ (goals of a user); Abdulhai et al. 2023, LMRL-Gym (turns as actions).
