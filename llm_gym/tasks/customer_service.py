@@ -159,7 +159,8 @@ class CustomerService(Task):
 
     ## Arguments
     `partner` (`script`, a model's name, or `ADDRESS#MODEL`), `tokenizer`, `data`, `split`, `columns`, `feedback`,
-    `instruction`, `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data
+    `instruction`, `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see
+    `llm_gym.envs.vector_env.TextVectorEnv`. Data
     columns: `passage` (id of the passage that decides the case; cases about one passage stay in one split),
     `handbook` (path of a JSONL, CSV or Parquet file with `id`, `title` and `text`, from the working directory, or the
     name of a bundled one, such as `handbook_tern`), `company`, `situation`, `partner`, `manner`, `opening`, `again`,

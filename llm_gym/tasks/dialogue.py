@@ -90,7 +90,8 @@ class Dialogue(Task):
 
     ## Arguments
     `partner` (`script`, a model's name, or `ADDRESS#MODEL`), `tokenizer`, `data`, `split`, `columns`, `feedback`,
-    `instruction`, `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data
+    `instruction`, `template`, `max_prompt_tokens`, `max_new_tokens`, `render_mode`; see
+    `llm_gym.envs.vector_env.TextVectorEnv`. Data
     columns: `situation`, `role`, `briefing`, `partner`, `manner`, `facts`, `goals` (each with `want`, `ask`, `again`,
     `answer` and `key`), `closing`; JSONL or Parquet.
 
