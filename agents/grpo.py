@@ -92,8 +92,4 @@ class GRPO(PolicyGradient):
         if self.ratio_level == "sequence":
             log_ratio = losses.by_text(log_ratio, batch.lengths, mean=True)
         loss = losses.clipped_surrogate(log_ratio, batch.advantages, self.clip_range, self.clip_range_high)
-        return loss, {"clip_fraction": self._outside(log_ratio.detach().exp())}
-
-    def _outside(self, ratio: torch.Tensor) -> torch.Tensor:
-        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
-        return ((ratio < 1 - self.clip_range) | (ratio > 1 + high)).float()
+        return loss, {"clip_fraction": losses.clipped(log_ratio, self.clip_range, self.clip_range_high)}

@@ -40,6 +40,12 @@ def clipped_surrogate(
     return -torch.min(ratio * advantages, clipped * advantages)
 
 
+def clipped(log_ratio: torch.Tensor, clip: float, clip_high: float | None = None) -> torch.Tensor:
+    """Return 1 for each token whose ratio is beyond what `clipped_surrogate` lets it be, else 0, `(N,)`."""
+    ratio = log_ratio.detach().exp()
+    return ((ratio < 1 - clip) | (ratio > 1 + (clip if clip_high is None else clip_high))).float()
+
+
 def by_text(values: torch.Tensor, lengths: Sequence[int], mean: bool = False) -> torch.Tensor:
     """Return the sum (or the mean) over each text's tokens, given to each of them, `(N,)`.
 

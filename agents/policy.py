@@ -431,11 +431,6 @@ class LLMPolicy(ActorCriticPolicy):
         hidden = self._hidden(obs, "rollout")
         return self._values(hidden), *self._stats(hidden, actions.long().flatten(), self._allowed(obs))
 
-    def packed_stats(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities and entropies `(N,)` at the packed targets, with gradient."""
-        packed = packed.to(self.device)
-        return self._stats(self._hidden_packed(packed), packed.targets, self._allowed(packed))
-
     def _stats(
         self, hidden: torch.Tensor, tokens: torch.Tensor, allowed: Allowed | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

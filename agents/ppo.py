@@ -57,4 +57,4 @@ class PPO(A2C):
         """Return the clipped policy loss."""
         log_ratio = log_probs - batch.old
         loss = losses.clipped_surrogate(log_ratio, batch.advantages, self.clip_range)
-        return loss, {"clip_fraction": ((log_ratio.detach().exp() - 1).abs() > self.clip_range).float()}
+        return loss, {"clip_fraction": losses.clipped(log_ratio, self.clip_range)}

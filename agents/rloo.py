@@ -60,4 +60,4 @@ class RLOO(PolicyGradient):
         """Return the clipped loss of each text, once for each of its tokens."""
         log_ratio = losses.by_text(log_probs - batch.old, batch.lengths)
         loss = losses.clipped_surrogate(log_ratio, batch.advantages, self.clip_range)
-        return loss, {"clip_fraction": ((log_ratio.detach().exp() - 1).abs() > self.clip_range).float()}
+        return loss, {"clip_fraction": losses.clipped(log_ratio, self.clip_range)}

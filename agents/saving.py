@@ -78,14 +78,3 @@ def load_algorithm(cls: Any, path: Any, env: Any, device: Any, changes: dict[str
     algorithm = cls(LLMPolicy, env, device=device, policy_kwargs=policy_kwargs, **{**arguments, **changes})
     algorithm.policy.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
     return algorithm
-
-
-def check_options(cls: Any, given: dict[str, Any]) -> None:
-    """Make sure that an algorithm of ours takes all the options it is given.
-
-    Raises:
-        LLMGymError: It does not take one of them.
-    """
-    for name in given:
-        if name not in cls.options():
-            raise LLMGymError(f"{cls.__name__} takes no {name!r}; it takes {', '.join(sorted(cls.options()))}")

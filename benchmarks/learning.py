@@ -162,9 +162,9 @@ def divergence(env: str, folder: Path, after: Evaluation) -> float:
         policy: Any = load_policy(source, envs)
         spent = []
         for e in after.episodes:
-            packed = pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask)])
+            packed = pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask)]).to(policy.device)
             with policy.reference():
-                reference, _ = policy.packed_stats(packed)
+                _, reference, _ = policy.evaluate_actions(packed, packed.targets)
             spent.append(float(e.log_probs[e.agent_mask].sum()) - float(reference.sum()))  # type: ignore[index]
         kept.write_text(json.dumps(spent))
     return float(np.mean(json.loads(kept.read_text())))

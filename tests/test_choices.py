@@ -318,7 +318,8 @@ def test_legal_tokens_of_a_segment_are_found_from_its_ids(env: Any, policy: LLMP
     cut = Segment(np.r_[episode.prompt_ids, episode.response_ids[:2]], episode.response_ids[2:], episode.agent_mask[2:])
     assert [ids.tolist() for ids in along(policy._constraint, cut)] == [ids.tolist() for ids in allowed[2:]]
     with torch.no_grad():
-        log_probs, _ = policy.packed_stats(pack([whole, whole]))
+        packed = pack([whole, whole])
+        _, log_probs, _ = policy.evaluate_actions(packed, packed.targets)
     np.testing.assert_allclose(log_probs, np.tile(episode.log_probs, 2), **CLOSE)
 
 

@@ -90,7 +90,7 @@ def test_packed_log_probabilities_are_at_the_temperature(env, tiny_model) -> Non
     length = int((obs["roles"][0] > 0).sum())
     packed = pack([Segment(obs["input_ids"][0, :length], np.array([17]), np.ones(1, bool))])
     with torch.no_grad():
-        log_probs, entropies = policy.packed_stats(packed)
+        _, log_probs, entropies = policy.evaluate_actions(packed, packed.targets)
         expected = tiny.naive(policy, obs)[0][0]
     torch.testing.assert_close(log_probs, expected[[17]], **CLOSE)
     torch.testing.assert_close(entropies[0], -(expected.exp() * expected).sum(), **CLOSE)
@@ -144,7 +144,8 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(env, tiny_model) 
         policy = tiny.make_policy(env, tiny_model, gradient_checkpointing=checkpointing)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
-            log_probs, entropies = policy.packed_stats(pack(segments))
+            packed = pack(segments)
+            _, log_probs, entropies = policy.evaluate_actions(packed, packed.targets)
         (log_probs.sum() + entropies.sum()).backward()
         found.append(tiny.gradients(policy))
         kept.append(sum(sizes))

@@ -148,7 +148,7 @@ def share(repeat: int) -> dict[str, Any]:
     packed = pack(segments)
 
     def update() -> None:
-        log_probs, _ = policy.packed_stats(packed)
+        _, log_probs, _ = policy.evaluate_actions(packed, packed.targets)
         log_probs.sum().backward()
 
     layers = [layer.base_layer for layer in policy.backbone.modules() if hasattr(layer, "base_layer")]

@@ -10,12 +10,10 @@ BEIR keeps three tables: the configs `corpus` and `queries`, with `_id` and `tex
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llm_gym.data.files import write_jsonl
 from llm_gym.data.hub import SPLITS, load_hub
 from llm_gym.errors import LLMGymError
 
@@ -47,10 +45,9 @@ def join(name: str, folder: str | Path) -> Path:
             needs.append({**row, "split": SPLITS.get(split, "test")})
     if not needs:
         raise LLMGymError(f"data set {name!r} judges no document relevant; give one of BEIR's layout")
-    folder.mkdir(parents=True, exist_ok=True)
     kept = ({"id": row["_id"], "title": row.get("title") or "", "text": row["text"]} for row in corpus)
-    _write(documents, kept)
-    _write(folder / "needs.jsonl", needs)
+    write_jsonl(documents, kept)
+    write_jsonl(folder / "needs.jsonl", needs)
     return folder / "needs.jsonl"
 
 
@@ -59,12 +56,6 @@ def _rows(name: str, config: str) -> list[dict[str, Any]]:
     if missing := {"_id", "text"} - set(rows[0] if rows else ()):
         raise LLMGymError(f"config {config!r} of data set {name!r} has no {', '.join(sorted(missing))}")
     return rows
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(aside, path)
 
 
 def main() -> None:

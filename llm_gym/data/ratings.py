@@ -11,12 +11,11 @@ are known; other tables' are named by `--columns user=... title=... rating=...`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_gym.data.files import write_jsonl
 from llm_gym.data.source import read_data
 from llm_gym.errors import LLMGymError
 
@@ -69,9 +68,8 @@ def join(
     rows = [row for name, stars in people.items() if (row := _person(name, stars, folder / "items.jsonl"))]
     if not rows:
         raise LLMGymError(f"nobody in {data} gave {2 * HELD_OUT} titles {LIKED} stars or more; give more ratings")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "items.jsonl", titles.values())
-    _write(folder / "users.jsonl", rows)
+    write_jsonl(folder / "items.jsonl", titles.values())
+    write_jsonl(folder / "users.jsonl", rows)
     return folder / "users.jsonl"
 
 
@@ -105,12 +103,6 @@ def _column(row: dict[str, Any], name: str, columns: Mapping[str, str], data: An
         if known in row:
             return known
     raise LLMGymError(f"{data} has no column for {name!r}, only {', '.join(row)}; write --columns {name}=NAME")
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(aside, path)
 
 
 def main() -> None:
