@@ -135,25 +135,33 @@ def test_names_worked_by_hand(text, found):
 def test_speakers_names_and_numbers_are_changed_and_nothing_else():
     right = "#Person1# asks #Person2# to call Anna at 9."
     wrong = [corruptions(right, DIALOGUE, Random(seed)) for seed in range(40)]
-    assert {w["number"] for w in wrong} == {"#Person1# asks #Person2# to call Anna at 10."}
-    assert "#Person2# asks #Person1# to call Anna at 9." in {w["swapped"] for w in wrong}
-    replaced = {w["replaced"] for w in wrong}
+    assert {w["number"][0] for w in wrong} == {"#Person1# asks #Person2# to call Anna at 10."}
+    assert "#Person2# asks #Person1# to call Anna at 9." in {w["swapped"][0] for w in wrong}
+    replaced = {w["replaced"][0] for w in wrong}
     assert "#Person1# asks #Person2# to call Bob at 9." in replaced and not any("Monday" in w for w in replaced)
-    for texts in wrong:
-        assert right not in texts.values() and all(len(text.split()) == len(right.split()) for text in texts.values())
+    for kinds in wrong:
+        texts = [text for drawn in kinds.values() for text in drawn]
+        assert right not in texts and all(len(text.split()) == len(right.split()) for text in texts)
+
+
+def test_several_wrong_versions_of_a_kind_are_different_and_no_more_than_there_are():
+    right = "#Person1# asks #Person2# to call Anna at 9."
+    several = corruptions(right, DIALOGUE, Random(0), 2)
+    assert {kind: len(set(texts)) for kind, texts in several.items()} == {"swapped": 2, "replaced": 2, "number": 1}
+    assert len(corruptions(right, DIALOGUE, Random(0), 50)["swapped"]) == 3
 
 
 def test_names_that_do_the_same_are_not_swapped_and_days_go_with_days():
     assert "swapped" not in corruptions("He met Anna and Bob.", "", Random(0))
     for seed in range(20):
         wrong = corruptions("On Monday Anna called.", DIALOGUE, Random(seed))
-        assert wrong["replaced"] in {
+        assert wrong["replaced"][0] in {
             f"On Monday {name} called." for name in ("#Person1#", "#Person2#", "Bob", "Carl")
         } | {"On Friday Anna called."}
 
 
 def test_a_number_without_another_is_made_up_and_a_text_without_any_is_left_alone():
-    (wrong,) = {corruptions("It took 24 days.", "It took long.", Random(0))["number"]}
+    (wrong,) = corruptions("It took 24 days.", "It took long.", Random(0))["number"]
     assert wrong != "It took 24 days." and wrong.startswith("It took 2")
     assert corruptions("It took long.", "It took long.", Random(0)) == {}
 

@@ -119,6 +119,9 @@ def _feedback(commands: Any) -> None:
 
     corrupting = _command(commands, "corrupt", pipeline.corrupt_command, "pair references with wrong versions of them")
     _examples(corrupting)
+    corrupting.add_argument(
+        "-k", type=_positive(int), default=1, help="wrong versions of each kind and reference, at most (default: 1)"
+    )
 
     labelling = _command(commands, "label", pipeline.label_command, "let a scorer say which of two texts is better")
     labelling.add_argument("scorer", metavar="SCORER", help="a scorer's name, or JSON of names and weights")

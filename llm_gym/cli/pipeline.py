@@ -51,7 +51,7 @@ def corrupt_command(arguments: argparse.Namespace) -> None:
     task = _task(arguments.id)
     out = new_file(arguments.out)
     examples = load_examples(arguments.data, arguments.split, task, dict(arguments.columns))
-    pairs = corrupted_pairs(task, examples, arguments.seed)
+    pairs = corrupted_pairs(task, examples, arguments.seed, arguments.k)
     write_jsonl(out, pairs)
     _tell(arguments, {"documents": len({pair["id"] for pair in pairs}), "pairs": len(pairs), "out": str(out)})
 

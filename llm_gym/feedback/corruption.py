@@ -54,8 +54,8 @@ def names(text: str, known: Iterable[str] = ()) -> list[str]:
     return list(found)
 
 
-def corruptions(text: str, source: str, random: Random) -> dict[str, str]:
-    """Return wrong versions of a right text, by what was done to it; none where nothing can be done.
+def corruptions(text: str, source: str, random: Random, count: int = 1) -> dict[str, list[str]]:
+    """Return at most `count` wrong versions of a right text of each kind; none where nothing can be done.
 
     - `swapped`: two names have changed places, such as the speakers of a dialogue;
     - `replaced`: a name is another one of the source's;
@@ -67,9 +67,10 @@ def corruptions(text: str, source: str, random: Random) -> dict[str, str]:
         text: What is right.
         source: What it is about.
         random: Draws which.
+        count: How many of each kind.
 
     >>> corruptions("Ann asks Bob for 4 eggs.", "Ann: Bob, I need 4 eggs, not 6.", Random(0))["swapped"]
-    'Bob asks Ann for 4 eggs.'
+    ['Bob asks Ann for 4 eggs.']
     """
     found = names(text, [source])
     changes = {
@@ -77,12 +78,24 @@ def corruptions(text: str, source: str, random: Random) -> dict[str, str]:
         "replaced": _replacements(found, names(source, [text])),
         "number": _numbers(text, source, random),
     }
-    drawn = {kind: _changed(text, random.choice(options)) for kind, options in changes.items() if options}
-    return {kind: wrong for kind, wrong in drawn.items() if wrong != text}
+    drawn = {
+        kind: [_changed(text, change) for change in random.sample(options, min(count, len(options)))]
+        for kind, options in changes.items()
+    }
+    different = {kind: [wrong for wrong in texts if wrong != text] for kind, texts in drawn.items()}
+    return {kind: texts for kind, texts in different.items() if texts}
 
 
-def corrupted_pairs(task: Task, examples: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+def corrupted_pairs(
+    task: Task, examples: Iterable[dict[str, Any]], seed: int = 0, count: int = 1
+) -> list[dict[str, Any]]:
     """Return pairs of a task's references with wrong versions of them: `id`, `source`, `chosen`, `rejected`, `kind`.
+
+    Args:
+        task: Whose references.
+        examples: Its examples.
+        seed: Of what is drawn; an example's wrong versions do not depend on the others.
+        count: Wrong versions of each kind, at most.
 
     Raises:
         LLMGymError: No reference has a name or a number that could be changed.
@@ -90,10 +103,11 @@ def corrupted_pairs(task: Task, examples: Iterable[dict[str, Any]], seed: int = 
     pairs = []
     for example in examples:
         source, right = task.source(example), task.reference(example)
-        wrong = corruptions(right, source, Random(f"{seed} {example['id']}")) if right else {}
+        wrong = corruptions(right, source, Random(f"{seed} {example['id']}"), count) if right else {}
         pairs += [
             {"id": example["id"], "source": source, "chosen": right, "rejected": text, "kind": kind}
-            for kind, text in wrong.items()
+            for kind, texts in wrong.items()
+            for text in texts
         ]
     if not pairs:
         raise LLMGymError(f"no reference of the task {task.name!r} has names or numbers to change; choose another one")
