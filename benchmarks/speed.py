@@ -31,6 +31,7 @@ ROWS = {
     "S6-rows": decoding.throughput,
     "S7": update.share,
     "scoring": scoring.candidates,
+    "scoring-512": scoring.many,
     "linear": decoding.linear,
     "start": environment.start,
 }

@@ -1,0 +1,130 @@
+"""Does a policy learn a tone, and what does it forget for it? RL4LMs' experiment on our openings.
+
+    python benchmarks/tone.py --out runs/tone --steps 40
+
+Every opening of TextGeneration-v0 is to be gone on with cheerfully. Training pays for the tone as the language model
+sees it (cheerful or gloomy), for likely and whole sentences. Measured on held-out openings, before and after: how
+positive the texts are by a classifier that training never sees, a logistic regression on MiniLM's embeddings of the
+labelled news of SentimentMonitoring-v0; the perplexity of what people wrote after these openings; distinct-2 of texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.evaluate import TEXTS, Evaluation, environment_arguments, find_policy, load_policy, make_envs
+from agents.reference import ReferenceAgent
+from agents.rollout import play
+from llm_gym.data import load_examples
+from llm_gym.episode import Episode
+from llm_gym.feedback.similarity import embedder
+from llm_gym.feedback.vocabulary import Distinct
+from llm_gym.models.packing import Segment, pack
+from llm_gym.registration import find_task
+from llm_gym.statistics import interval
+
+ENV = "TextGeneration-v0"
+FEEDBACK = {
+    "tone": {"weight": 8.0, "labels": ["cheerful", "gloomy"]},
+    "likelihood": {"weight": 1.0, "ceiling": -2.5, "prompt": "{source}"},
+    "complete": {"weight": 2.0},
+    "repetition": {"weight": -3.0},
+    "brevity": {"weight": -2.0},
+}
+RIDGE = 0.1  # of the logistic regression, in units of one example
+
+
+def main() -> None:
+    """Train, unless it has been done, and print what changed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    run = args.out / f"run-{args.seed}"
+    if not (run / "report.json").exists():
+        train(args.out, run, args.steps, args.seed)
+    positive = classifier()
+    continuations = load_examples(None, "all", find_task(ENV))
+    glad, sad = (
+        positive([r["continuation"] for r in continuations if r["tone"] == tone]) for tone in ("cheerful", "gloomy")
+    )
+    right = np.mean(glad[:, None] > sad[None])
+    print(f"the classifier ranks a person's cheerful continuation above a gloomy one in {right:.2f} of the pairs")
+    print("| | positive, by the classifier | perplexity of people's continuations | distinct-2 | feedback |")
+    print("|---|---|---|---|---|")
+    for when, policy in (("before", "smollm2-135m"), ("after", str(run))):
+        texts = Evaluation.from_jsonl((run / f"{when}.jsonl").read_text(encoding="utf-8"), TEXTS)
+        together = Episode({"id": "all"}, source="", text=" ".join(e.text for e in texts.episodes))
+        by_opening = positive([e.text for e in texts.episodes]).reshape(TEXTS, -1).mean(0)
+        mean, (low, high) = float(by_opening.mean()), interval(by_opening)
+        feedback = np.mean([e.reward for e in texts.episodes])
+        cells = (
+            f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+            f"{perplexity(policy):.1f}",
+            f"{Distinct(2)([together])[0]:.3f}",
+        )
+        print(f"| {when} | {' | '.join(cells)} | {feedback:.2f} |", flush=True)
+
+
+def train(out: Path, run: Path, steps: int, seed: int) -> None:
+    """Let `llm-gym train` run, or go on where it was broken off."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, "tone": "cheerful"} for row in load_examples(None, "all", find_task(ENV))]
+    data = out / "openings.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = [sys.executable, "-m", "llm_gym.cli", "train"]
+    if (run / "config.json").exists():
+        command += ["--resume", str(run)]
+    else:
+        command += [ENV, "--data", str(data), "--feedback", json.dumps(FEEDBACK), "--steps", str(steps)]
+        command += ["--seed", str(seed), "--out", str(run)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def classifier() -> Any:
+    """Return a function from texts to the probabilities that they are positive, `(n,)`."""
+    news = [r for r in load_examples(None, "all", find_task("SentimentMonitoring-v0")) if r["label"] != "neutral"]
+    embed = embedder("minilm-l6")
+    features = with_one(np.array(embed([row["news"] for row in news])))
+    wanted = np.array([row["label"] == "positive" for row in news], float)
+    weights = np.zeros(features.shape[1])
+    for _ in range(30):  # Newton's steps: the loss is convex, a dozen of them are enough
+        told = 1 / (1 + np.exp(-features @ weights))
+        curvature = (features * (told * (1 - told))[:, None]).T @ features + RIDGE * np.eye(len(weights))
+        weights -= np.linalg.solve(curvature, features.T @ (told - wanted) + RIDGE * weights)
+    return lambda texts: 1 / (1 + np.exp(-with_one(np.array(embed(texts))) @ weights))
+
+
+def with_one(features: np.ndarray) -> np.ndarray:
+    """Return features and a constant, for the intercept."""
+    return np.hstack([features, np.ones((len(features), 1))])
+
+
+@torch.no_grad()
+def perplexity(name: str) -> float:
+    """Return the perplexity of people's continuations of held-out openings, each after the prompt for its own tone."""
+    source = find_policy(name)
+    ids = [example["id"] for example in load_examples(None, "test", find_task(ENV))]
+    arguments = {**environment_arguments(ENV, find_policy("smollm2-135m")), "feedback": "length"}
+    envs = make_envs(ENV, len(ids), "test", arguments)
+    policy: Any = load_policy(source, envs)
+    policy.temperature = 1.0
+    total, tokens = 0.0, 0
+    for e in play(ReferenceAgent(envs), envs, ids) or []:
+        packed = pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask)]).to(policy.device)
+        _, log_probs, _ = policy.evaluate_actions(packed, packed.targets)
+        total, tokens = total + float(log_probs.sum()), tokens + len(log_probs)
+    return float(np.exp(-total / tokens))
+
+
+if __name__ == "__main__":
+    main()
