@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 import llm_gym
 from agents import checkpoint
 from agents.algorithms import hyperparameters, make_algorithm, with_lengths
+from agents.base import TextAlgorithm
 from agents.curve import draw_curve
 from agents.evaluate import (
     ADAPTER,
@@ -32,7 +33,6 @@ from agents.evaluate import (
     held_out,
     make_envs,
 )
-from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.recorder import MINUTES, Limit, LimitReached, Recorder
 from agents.report import make_report, markdown
@@ -171,7 +171,7 @@ def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
     samples = make_envs(config["env"], config["n_envs"], "validation", env_kwargs)
     limit = Limit(config["steps"], config["minutes"])
     recorder = Recorder(folder, limit, progress, samples, judge, config["early_stop"])
-    if isinstance(model, PolicyGradient):
+    if isinstance(model, TextAlgorithm):
         recorder.go_on(*checkpoint.load_checkpoint(folder, model))
         model.progress = recorder.remaining
     _learn(model, folder, recorder, progress)
@@ -268,7 +268,7 @@ def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> 
 
 def _timesteps(model: Any, limit: Limit) -> int:
     """Return what to ask `learn` for: more than the limit allows, and what SB3's schedules fall by."""
-    if isinstance(model, PolicyGradient):
+    if isinstance(model, TextAlgorithm):
         return 10**12
     if limit.steps is None:
         if callable(model.learning_rate):
