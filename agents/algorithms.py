@@ -12,11 +12,14 @@ import yaml
 from agents.a2c import A2C
 from agents.base import TextAlgorithm
 from agents.buffer import SequenceRolloutBuffer
+from agents.distillation import Distillation
+from agents.dpo import DPO
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
 from agents.ppo import PPO
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
+from agents.sft import SFT
 from llm_gym.errors import LLMGymError
 
 ALGORITHMS: dict[str, Any] = {
@@ -25,6 +28,9 @@ ALGORITHMS: dict[str, Any] = {
     "reinforce": REINFORCE,
     "ppo": PPO,
     "a2c": A2C,
+    "sft": SFT,
+    "dpo": DPO,
+    "distillation": Distillation,
     "sb3-ppo": sb3.PPO,
     "sb3-a2c": sb3.A2C,
 }

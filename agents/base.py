@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
@@ -36,10 +37,18 @@ class Packable(Protocol):
 Member = TypeVar("Member", bound=Packable)
 
 
+@dataclass
+class Text:
+    """A text to learn from: its tokens, and their log-probabilities `(T,)` under the reference where these count."""
+
+    segment: Segment
+    reference: torch.Tensor | None = None
+
+
 class TextAlgorithm(BaseAlgorithm):
     """Learn from whole episodes.
 
-    Each iteration draws `n_envs / group_size` examples, lets the policy answer each `group_size` times (`collect`), and
+    Each iteration draws `n_envs / group_size` examples, lets the policy answer each `group_size` times (`gather`), and
     learns from the answers (`train`).
 
     Args:
@@ -56,7 +65,7 @@ class TextAlgorithm(BaseAlgorithm):
         device: `auto`, `cpu` or `cuda`.
 
     Attributes:
-        episodes: What is learnt from now.
+        episodes: What the policy wrote last; none where it learns from what others wrote.
         progress: What share of training is left, for schedules; None: by the tokens that `learn` was asked for.
 
     Raises:
@@ -154,28 +163,41 @@ class TextAlgorithm(BaseAlgorithm):
         return chosen
 
     def collect(self, callback: BaseCallback) -> bool:
-        """Let the policy answer a batch of prompts, each `group_size` times, into `self.episodes`.
+        """Gather what is learnt from next, the callback watching.
 
         Returns:
             False if the callback asked to stop.
         """
-        envs = self._envs()
-        self.policy.set_training_mode(False)
-        callback.on_rollout_start()
-        examples = self._next_examples(envs.example_ids, self.n_envs // self.group_size)
-        rows = [name for name in examples for _ in range(self.group_size)]
 
         def on_step(tokens: int) -> bool:
             self.num_timesteps += tokens
             callback.update_locals(locals())
             return callback.on_step()
 
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        if not self.gather(on_step):
+            return False
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def gather(self, on_step: Callable[[int], bool]) -> bool:
+        """Let the policy answer a batch of prompts, each `group_size` times, into `self.episodes`.
+
+        Args:
+            on_step: Called with the number of tokens that were written at once; False stops.
+
+        Returns:
+            False if it was stopped.
+        """
+        envs = self._envs()
+        examples = self._next_examples(envs.example_ids, self.n_envs // self.group_size)
+        rows = [name for name in examples for _ in range(self.group_size)]
         episodes = play(self.policy, envs, rows, on_step=on_step, abstaining=True)
         if episodes is None:
             return False
         self.episodes = self._judged(episodes)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
         return True
 
     def _judged(self, episodes: list[Episode]) -> list[Episode]:
@@ -197,12 +219,12 @@ class TextAlgorithm(BaseAlgorithm):
     # ---------------------------------------------------------------- learning
 
     def train(self) -> None:
-        """Make optimiser steps on `self.episodes`."""
+        """Make optimiser steps on what was gathered."""
         raise NotImplementedError
 
-    def _passes(self, members: Sequence[Member]) -> Iterator[list[Member]]:
-        """Cut what is to be run into runs of at most `tokens_per_pass` packed tokens."""
-        for run in passes([member.segment for member in members], self.tokens_per_pass):
+    def _passes(self, members: Sequence[Member], together: int = 1) -> Iterator[list[Member]]:
+        """Cut what is to be run into runs of at most `tokens_per_pass` packed tokens, some in a row never apart."""
+        for run in passes([member.segment for member in members], self.tokens_per_pass, together):
             yield [members[i] for i in run]
 
     def _evaluate(self, members: Sequence[Packable]) -> tuple[torch.Tensor, ...]:
@@ -284,10 +306,11 @@ class TextAlgorithm(BaseAlgorithm):
     def _log(self, iteration: int) -> None:
         mean = lambda values: float(np.mean(list(values)))  # noqa: E731
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
-        self.logger.record("rollout/ep_rew_mean", mean(e.reward for e in self.episodes))
-        self.logger.record("rollout/ep_len_mean", mean(e.agent_mask.sum() for e in self.episodes))
-        for name in self.episodes[0].parts:
-            self.logger.record(f"parts/{name}", mean(e.parts[name] for e in self.episodes))
+        if self.episodes:
+            self.logger.record("rollout/ep_rew_mean", mean(e.reward for e in self.episodes))
+            self.logger.record("rollout/ep_len_mean", mean(e.agent_mask.sum() for e in self.episodes))
+            for name in self.episodes[0].parts:
+                self.logger.record(f"parts/{name}", mean(e.parts[name] for e in self.episodes))
         self.logger.record("time/iterations", iteration, exclude="tensorboard")
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")

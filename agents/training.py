@@ -146,11 +146,23 @@ def resume(
     return _train(folder, config, progress or Progress())
 
 
+def finished(folder: Path) -> Run | None:
+    """Return the run in a folder if it is finished, else None."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        after = Evaluation.from_jsonl((folder / "after.jsonl").read_text(encoding="utf-8"), TEXTS)
+    except FileNotFoundError:
+        return None
+    return _run(folder, report, after)
+
+
+def _run(folder: Path, report: dict[str, Any], after: Evaluation) -> Run:
+    return Run(folder, report, {e.example["id"]: e.source for e in after.firsts})
+
+
 def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
     policy, env_kwargs = config["policy"], config["env_kwargs"]
     progress.say(f"loading {policy['model']}" + (f" with the adapter {policy['adapter']}" if policy["adapter"] else ""))
-    if policy["adapter"]:
-        progress.kl_name = "KL to the base model"
     model = _make_model(config)
     examples = load_examples(env_kwargs["data"], "test", find_task(config["env"]), env_kwargs["columns"])
     ids = held_out([example["id"] for example in examples])
@@ -181,7 +193,7 @@ def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
     write_aside(folder / "curve.png", draw_curve(recorder.rows, report))
     write_aside(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_aside(folder / "report.md", markdown(report))
-    return Run(folder, report, {e.example["id"]: e.source for e in after.firsts})
+    return _run(folder, report, after)
 
 
 # -------------------------------------------------------------------- the parts of a run
@@ -290,7 +302,6 @@ def _report(
         "train_seconds": round(recorder.rows[-1]["elapsed"], 3),
         "tokens": model.num_timesteps,
         "continued_from": config["policy"]["adapter"],
-        "kl_to": "base model" if config["policy"]["adapter"] else "start",
         "feedback": feedback,
         "judge": config["judge"],
         "diverged": recorder.diverged,

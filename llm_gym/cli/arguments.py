@@ -15,7 +15,7 @@ from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
 DEFAULT_POLICY = "smollm2-135m"
-ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sb3-ppo", "sb3-a2c")
+ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sft", "dpo", "distillation", "sb3-ppo", "sb3-a2c")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,9 +57,16 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--early-stop", action="store_true", help="stop once training feedback rises while the second judge falls"
     )
+    training.add_argument(
+        "--chain",
+        metavar="FILE",
+        help="YAML of stages (algo, steps or minutes, hyperparams), each going on from the last",
+    )
     training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
     training.add_argument(
-        "--resume", metavar="RUN", help="go on with a run that was interrupted; takes --steps or --minutes, no more"
+        "--resume",
+        metavar="RUN",
+        help="go on with a run or a chain that was interrupted; takes --steps or --minutes of a run, no more",
     )
 
     evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")
