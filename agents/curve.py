@@ -52,7 +52,7 @@ def draw_curve(metrics: Sequence[dict[str, Any]], report: dict[str, Any]) -> byt
     _line(length, metrics, "words", "words")
     for axis, measure in ((copied, "copied_share"), (length, "words")):
         reference = next(c["reference"] for c in report["changes"] if c["measure"] == measure)
-        if reference is not None:
+        if reference is not None and any(row[measure] is not None for row in metrics):
             axis.axhline(reference, color="0.4", linestyle="--", linewidth=1, label="references")
             axis.legend(frameon=False, fontsize=8)
     for axis in over_time:

@@ -217,7 +217,16 @@ def _hyperparam(text: str) -> tuple[str, Any]:
     if not (key and colon and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY:VALUE, such as learning_rate:1e-4")
     number = _number(float, value)
-    return key, number if number is not None and _number(int, value) is None else yaml.safe_load(value)
+    return key, number if number is not None and _number(int, value) is None else _yaml(value)
+
+
+def _yaml(text: str) -> Any:
+    """Return a value written as YAML; a sentence with a colon or braces in it is itself."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, dict) and not text.startswith("{") else value
 
 
 def _column(text: str) -> tuple[str, str]:
