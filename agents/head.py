@@ -94,7 +94,7 @@ def divergence(
     Args:
         student: Whose gradient is wanted.
         teacher: Of the same places and tokens; another width is no matter.
-        beta: From 0, the divergence of the student from the teacher, to 1, that of the teacher from the student.
+        beta: From 0, KL(teacher || student), to 1, KL(student || teacher).
         allowed: For each place the legal tokens, among which alone both are compared; None for all.
         chunk: Places whose logits exist at a time.
     """
