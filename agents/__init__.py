@@ -2,11 +2,27 @@
 
 from agents.a2c import A2C
 from agents.buffer import SequenceRolloutBuffer
+from agents.distillation import Distillation
+from agents.dpo import DPO
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
 from agents.ppo import PPO
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
+from agents.sft import SFT
 from agents.vec_env import GymVecEnv, make_vec_env
 
-__all__ = ["A2C", "GRPO", "PPO", "REINFORCE", "RLOO", "GymVecEnv", "LLMPolicy", "SequenceRolloutBuffer", "make_vec_env"]
+__all__ = [
+    "A2C",
+    "DPO",
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "SFT",
+    "Distillation",
+    "GymVecEnv",
+    "LLMPolicy",
+    "SequenceRolloutBuffer",
+    "make_vec_env",
+]

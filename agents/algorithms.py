@@ -10,13 +10,16 @@ import stable_baselines3 as sb3
 import yaml
 
 from agents.a2c import A2C
+from agents.base import TextAlgorithm
 from agents.buffer import SequenceRolloutBuffer
+from agents.distillation import Distillation
+from agents.dpo import DPO
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
-from agents.policy_gradient import PolicyGradient
 from agents.ppo import PPO
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
+from agents.sft import SFT
 from llm_gym.errors import LLMGymError
 
 ALGORITHMS: dict[str, Any] = {
@@ -25,6 +28,9 @@ ALGORITHMS: dict[str, Any] = {
     "reinforce": REINFORCE,
     "ppo": PPO,
     "a2c": A2C,
+    "sft": SFT,
+    "dpo": DPO,
+    "distillation": Distillation,
     "sb3-ppo": sb3.PPO,
     "sb3-a2c": sb3.A2C,
 }
@@ -78,7 +84,7 @@ def _check(algo: str, found: dict[str, Any]) -> None:
 
 
 def _arguments(cls: Any) -> set[str]:
-    return cls.options() if issubclass(cls, PolicyGradient) else set(inspect.signature(cls.__init__).parameters)
+    return cls.options() if issubclass(cls, TextAlgorithm) else set(inspect.signature(cls.__init__).parameters)
 
 
 def learning_rate(value: Any) -> Any:
@@ -105,7 +111,7 @@ def with_lengths(algo: str, settings: dict[str, Any], env: Any) -> dict[str, Any
     Where it is not set, `n_steps` is the environment's longest text, in a conversation of all turns, and `batch_size` a
     quarter of what one turn of all rows can have: a conversation's segments are long, and a minibatch holds them whole.
     """
-    if issubclass(ALGORITHMS[algo], PolicyGradient):
+    if issubclass(ALGORITHMS[algo], TextAlgorithm):
         return settings
     turn = env.get_attr("max_new_tokens")[0]
     found = {"n_steps": turn * env.get_attr("task")[0].max_turns, **settings}
@@ -122,6 +128,6 @@ def make_algorithm(algo: str, env: Any, settings: dict[str, Any], seed: int) -> 
         seed: Of everything drawn.
     """
     cls = ALGORITHMS[algo]
-    stock = {} if issubclass(cls, PolicyGradient) else {"rollout_buffer_class": SequenceRolloutBuffer}
+    stock = {} if issubclass(cls, TextAlgorithm) else {"rollout_buffer_class": SequenceRolloutBuffer}
     settings = {**settings, **stock, "learning_rate": learning_rate(settings["learning_rate"])}
     return cls(LLMPolicy, env, seed=seed, verbose=0, **settings)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from agents.policy_gradient import PolicyGradient
+from agents.base import TextAlgorithm
 from agents.saving import folder_aside
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import memory
@@ -23,10 +23,11 @@ KEPT = 2  # of which the older is never touched while the newer is written
 FORMAT = 1
 
 
-def save_checkpoint(run: Path, algorithm: PolicyGradient, update: int, elapsed: float) -> None:
+def save_checkpoint(run: Path, algorithm: TextAlgorithm, update: int, elapsed: float) -> None:
     """Write the checkpoint of an update, whole or not at all, and delete all but the last `KEPT`."""
     tensors, optimizer = _optimizer_state(algorithm.policy.optimizer)
     tensors |= {f"policy/{name}": value for name, value in algorithm.policy.state_dict().items()}
+    tensors |= {f"algorithm/{name}": value for name, value in algorithm.tensors().items()}
     tensors["generator"] = algorithm.policy.generator.get_state()
     state = {
         "format": FORMAT,
@@ -44,7 +45,7 @@ def save_checkpoint(run: Path, algorithm: PolicyGradient, update: int, elapsed: 
         shutil.rmtree(old)
 
 
-def load_checkpoint(run: Path, algorithm: PolicyGradient) -> tuple[int, float]:
+def load_checkpoint(run: Path, algorithm: TextAlgorithm) -> tuple[int, float]:
     """Bring an algorithm, newly made from the run's config, to where the run's last checkpoint left it.
 
     Returns:
@@ -68,10 +69,11 @@ def load_checkpoint(run: Path, algorithm: PolicyGradient) -> tuple[int, float]:
     if (state["format"], state["algorithm"]) != (FORMAT, type(algorithm).__name__):
         raise LLMGymError(f"{folder} was written by another version or algorithm; train again with another --out")
     policy = algorithm.policy
-    policy.load_state_dict({k.removeprefix("policy/"): v for k, v in tensors.items() if k.startswith("policy/")})
+    policy.load_state_dict(_under("policy/", tensors))
     policy.optimizer.load_state_dict(_joined_state(state["optimizer"], tensors))
     policy.generator.set_state(tensors["generator"])
     algorithm.set_state(state["state"])
+    algorithm.set_tensors(_under("algorithm/", tensors))
     memory.restore(known)
     return state["update"], state["elapsed"]
 
@@ -79,6 +81,10 @@ def load_checkpoint(run: Path, algorithm: PolicyGradient) -> tuple[int, float]:
 def checkpoints(run: Path) -> list[Path]:
     """Return the folders of a run's checkpoints, the oldest first."""
     return sorted(path for path in (run / FOLDER).glob("[0-9]*") if path.is_dir())
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

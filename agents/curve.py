@@ -42,14 +42,17 @@ def draw_curve(metrics: Sequence[dict[str, Any]], report: dict[str, Any]) -> byt
     places = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     reward, parts, kl, copied, length = over_time = [figure.add_subplot(grid[place]) for place in places]
     figure.suptitle(f"{report['env']} · {report['policy']} · {report['algo'].upper()} · seed {report['seed']}")
-    _line(reward, metrics, "reward", "training reward")
+    if any(row["reward"] is not None for row in metrics):
+        _line(reward, metrics, "reward", "training reward")
+    else:  # nothing was written that could be rewarded
+        _line(reward, [{**row, "loss": row["train"].get("loss")} for row in metrics], "loss", "training loss")
     _parts(parts, metrics)
-    _line(kl, metrics, "kl", f"KL to the {report['kl_to']} (nats per token)")
+    _line(kl, metrics, "kl", "KL to the start (nats per token)")
     _line(copied, metrics, "copied_share", "copied share")
     _line(length, metrics, "words", "words")
     for axis, measure in ((copied, "copied_share"), (length, "words")):
         reference = next(c["reference"] for c in report["changes"] if c["measure"] == measure)
-        if reference is not None:
+        if reference is not None and any(row[measure] is not None for row in metrics):
             axis.axhline(reference, color="0.4", linestyle="--", linewidth=1, label="references")
             axis.legend(frameon=False, fontsize=8)
     for axis in over_time:
@@ -71,19 +74,27 @@ def _line(axis: Any, metrics: Sequence[dict[str, Any]], name: str, title: str) -
     updates, values = [row["update"] for row in metrics], [row[name] for row in metrics]
     axis.set_ylabel(title)
     if all(value is None for value in values):
-        axis.text(0.5, 0.5, "not measured", ha="center", va="center", color="0.5", transform=axis.transAxes)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        _unmeasured(axis)
         return
     known = [np.nan if value is None else value for value in values]
     axis.plot(updates, known, color="C0", alpha=0.3, linewidth=1, marker=".", markersize=3)
     axis.plot(updates, smoothed(values), color="C0", linewidth=2)
 
 
+def _unmeasured(axis: Any) -> None:
+    axis.text(0.5, 0.5, "not measured", ha="center", va="center", color="0.5", transform=axis.transAxes)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
 def _parts(axis: Any, metrics: Sequence[dict[str, Any]]) -> None:
     axis.set_ylabel("parts of the reward, before weights")
     updates = [row["update"] for row in metrics]
-    for name in next((row["parts"] for row in metrics if row["parts"]), {}):
+    names: dict[str, float] = next((row["parts"] for row in metrics if row["parts"]), {})
+    if not names:
+        _unmeasured(axis)
+        return
+    for name in names:
         values = smoothed([row["parts"].get(name) for row in metrics])
         axis.plot(updates, values, label=name.replace("_", " "), linewidth=1.8, marker="." if len(values) < 3 else "")
     axis.legend(frameon=False, fontsize=8, ncols=2)

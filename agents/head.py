@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +11,27 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from agents import losses
+from agents.mask import Allowed, masked
 from llm_gym.errors import LLMGymError
 
 CHUNK = 256  # tokens whose logits exist at a time: enough to multiply at full speed, 50 MB at 50,000 tokens
 LEGAL = 8192  # legal tokens, of all places together, whose logits exist at a time
+IMPOSSIBLE = -1e9  # logit of an illegal token where two distributions are compared: of -inf the difference is none
+
+
+class Output(NamedTuple):
+    """What logits are made of: `weight` applied to `hidden`, and `bias`.
+
+    Attributes:
+        hidden: float32 `(N, H)`, divided by the temperature.
+        weight: Of the output layer, float32 `(V, H)`.
+        bias: Of the output layer, `(V,)` divided by the temperature, or None.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 def token_stats(
@@ -65,6 +82,37 @@ def constrained_stats(
     order = np.argsort([*free, *bound])
     log_probs, entropies = _joined(parts)
     return log_probs[order], entropies[order]
+
+
+def divergence(
+    student: Output, teacher: Output, beta: float, allowed: Allowed | None = None, chunk: int = CHUNK // 2
+) -> torch.Tensor:
+    """Return the generalised Jensen-Shannon divergence of two distributions at each place, `(N,)`, with gradient.
+
+    It is `agents.losses.generalised_jsd` over the whole vocabulary.
+
+    Args:
+        student: Whose gradient is wanted.
+        teacher: Of the same places and tokens; another width is no matter.
+        beta: From 0, KL(teacher || student), to 1, KL(student || teacher).
+        allowed: For each place the legal tokens, among which alone both are compared; None for all.
+        chunk: Places whose logits exist at a time.
+    """
+    parts = []
+    for start in range(0, len(student.hidden), chunk):
+        places = slice(start, start + chunk)
+        legal = None if allowed is None else allowed[places]
+        arguments = (student.hidden[places], *student[1:], teacher.hidden[places], *teacher[1:], beta, legal)
+        parts.append(_again(_divergence, *arguments))
+    return torch.cat(parts)
+
+
+def _divergence(
+    hidden: Any, weight: Any, bias: Any, theirs: Any, their_weight: Any, their_bias: Any, beta: float, allowed: Any
+) -> torch.Tensor:
+    logits = functional.linear(hidden, weight, bias), functional.linear(theirs, their_weight, their_bias)
+    student, teacher = (masked(values, allowed).clamp(min=IMPOSSIBLE).log_softmax(-1) for values in logits)
+    return losses.generalised_jsd(student, teacher, beta)
 
 
 def _filled(places: list[int], allowed: Any) -> Iterator[list[int]]:

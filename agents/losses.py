@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -148,14 +149,6 @@ def leave_one_out(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     return (groups - (groups.sum(1, keepdim=True) - groups) / (group_size - 1)).flatten()
 
 
-def bradley_terry(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood of each preference, `(N,)`, given the rewards of both texts.
-
-    Bradley and Terry 1952.
-    """
-    return -torch.nn.functional.logsigmoid(better - worse)
-
-
 def group_advantages(
     rewards: torch.Tensor, token_rewards: list[torch.Tensor], group_size: int, token_coef: float, scale: bool = True
 ) -> list[torch.Tensor]:
@@ -182,7 +175,37 @@ def group_advantages(
     return [a + token_coef * values / u for a, values, u in zip(shared, token_rewards, units, strict=True)]
 
 
+# -------------------------------------------------------------------- preferences
+
+
+def bradley_terry(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each preference, `(N,)`, given the rewards of both texts.
+
+    Bradley and Terry 1952. Where a reward is `beta` times the log-ratio of policy and reference, it is the loss of
+    direct preference optimisation (Rafailov et al. 2023).
+    """
+    return -torch.nn.functional.logsigmoid(better - worse)
+
+
 # -------------------------------------------------------------------- divergence
+
+
+def generalised_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return the generalised Jensen-Shannon divergence of distributions, `(N,)` (Agarwal et al. 2024, GKD).
+
+    Args:
+        student: Log-probabilities, `(N, V)`.
+        teacher: Log-probabilities, `(N, V)`.
+        beta: 0 for KL(teacher || student), which covers all that the teacher does; 1 for KL(student || teacher), which
+            keeps to what it likes best; between them, the weight of the teacher in the mixture that both are compared
+            with.
+    """
+    if beta in (0, 1):
+        p, q = (teacher, student) if beta == 0 else (student, teacher)
+        return (p.exp() * (p - q)).sum(-1)
+    mixture = torch.logaddexp(student + math.log(1 - beta), teacher + math.log(beta))
+    of_teacher = (teacher.exp() * (teacher - mixture)).sum(-1)
+    return beta * of_teacher + (1 - beta) * (student.exp() * (student - mixture)).sum(-1)
 
 
 def kl(log_probs: torch.Tensor, reference: torch.Tensor, estimator: str = "k3") -> torch.Tensor:

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
-from agents.head import constrained_stats, token_stats
+from agents.head import Output, constrained_stats, divergence, token_stats
 from agents.mask import Allowed, along, following, masked, open_states, reached
 from llm_gym.choices import Constraint, State
 from llm_gym.errors import LLMGymError
@@ -124,7 +124,7 @@ class LLMPolicy(ActorCriticPolicy):
         self.value_head = nn.Linear(causal.config.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        _check_head(causal, self.model_name)
+        check_head(causal, self.model_name)
 
     def _with_adapters(self, causal: Any) -> Any:
         if self.lora is None and self.adapter is None:
@@ -213,8 +213,8 @@ class LLMPolicy(ActorCriticPolicy):
                 p.data = p.data.to(dtype)
 
     def keep_reference(self) -> None:
-        """Keep a copy of what is trained as it is now, for `reference`; with adapters there is nothing to keep."""
-        if not self._lora_layers:
+        """Keep a copy of what is trained as it is now, for `reference`; new adapters do nothing, so there is none."""
+        if not self._lora_layers or self.adapter is not None:
             self._frozen = {name: p.detach().clone() for name, p in self._trained_weights()}
 
     def _trained_weights(self) -> list[tuple[str, nn.Parameter]]:
@@ -222,12 +222,12 @@ class LLMPolicy(ActorCriticPolicy):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Be the reference inside the block: the model without its adapters, or as `keep_reference` found it.
+        """Be the reference inside the block: as `keep_reference` found it, or the model without its adapters.
 
         Raises:
             LLMGymError: Weights of the model itself are trained, and none were kept.
         """
-        if self._lora_layers:
+        if self._lora_layers and self._frozen is None:
             with self.lm.disable_adapter():
                 yield
             return
@@ -431,6 +431,14 @@ class LLMPolicy(ActorCriticPolicy):
         hidden = self._hidden(obs, "rollout")
         return self._values(hidden), *self._stats(hidden, actions.long().flatten(), self._allowed(obs))
 
+    def output(self, packed: Packed) -> Output:
+        """Return what the logits at each trained token are made of, with gradient, at the sampling temperature."""
+        return Output(self._scaled(self._hidden_packed(packed.to(self.device))), *self._head())
+
+    def divergence(self, packed: Packed, teacher: Output, beta: float) -> torch.Tensor:
+        """Return the divergence from a teacher at each trained token, `(N,)`; see `agents.head.divergence`."""
+        return divergence(self.output(packed), teacher, beta, self._allowed(packed))
+
     def _stats(
         self, hidden: torch.Tensor, tokens: torch.Tensor, allowed: Allowed | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -593,8 +601,12 @@ def _check_window(config: Any, capacity: int) -> None:
         )
 
 
-def _check_head(causal: Any, name: str) -> None:
-    """Make sure that logits are the head applied to the hidden state, which decoding relies on."""
+def check_head(causal: Any, name: str) -> None:
+    """Make sure that logits are the head applied to the hidden state, which decoding relies on.
+
+    Raises:
+        LLMGymError: The model `name` does something else.
+    """
     ids = torch.arange(4)[None]
     with torch.no_grad():
         whole = causal(input_ids=ids).logits.float()

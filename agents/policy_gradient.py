@@ -5,31 +5,23 @@ An algorithm says what a token is worth (`credit`) and what loss follows from it
 
 from __future__ import annotations
 
-import inspect
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
 
 from agents import losses
+from agents.base import TextAlgorithm, segment
 from agents.kl import KLController
 from agents.policy import LLMPolicy
-from agents.rollout import play
-from agents.saving import load_algorithm, save_algorithm
-from agents.vec_env import GymVecEnv
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
-from llm_gym.models.packing import Segment, pack, passes
+from llm_gym.models.packing import Segment
 
 RATIO_ERROR = 0.1  # mean difference of log-probabilities between sampling and training that is no rounding any more
 
@@ -73,7 +65,7 @@ class Batch:
     returns: torch.Tensor
 
 
-class PolicyGradient(BaseAlgorithm):
+class PolicyGradient(TextAlgorithm):
     """Learn from whole episodes by the gradient of their log-probabilities.
 
     Each iteration draws `n_envs / group_size` examples, lets the policy answer each `group_size` times, and makes
@@ -90,26 +82,14 @@ class PolicyGradient(BaseAlgorithm):
         kl_target: Divergence of a text, in nats, that `kl_coef` is adapted to keep; None for a fixed weight.
         kl_horizon: Texts over which it is adapted.
         ent_coef: Weight of the entropy bonus.
-        max_grad_norm: Gradient clipping.
-        tokens_per_pass: Packed tokens run at once; more memory, fewer passes. It does not change the gradient.
-        stats_window_size: SB3's argument.
-        tensorboard_log: SB3's argument.
-        policy_kwargs: Arguments of the policy.
-        verbose: SB3's argument.
-        seed: Of sampling, the order of examples and new adapters.
-        device: `auto`, `cpu` or `cuda`.
+        kwargs: Arguments of `TextAlgorithm`.
 
     Raises:
-        LLMGymError: A number of rows that does not divide into groups, or an environment of another kind.
+        LLMGymError: An unknown `kl_estimator`, or a penalty that cannot be.
     """
-
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"LLMPolicy": LLMPolicy}
-    policy: LLMPolicy
 
     kl_in_loss: ClassVar[bool] = False
     """Whether the penalty is a term of the loss; else every token pays it out of its reward."""
-    least_group: ClassVar[int] = 1
-    """The fewest answers to a prompt that the algorithm can learn from."""
     n_epochs: int = 1
     n_minibatches: int = 1
     vf_coef: float | None = None
@@ -128,29 +108,8 @@ class PolicyGradient(BaseAlgorithm):
         kl_target: float | None = None,
         kl_horizon: float = 1000.0,
         ent_coef: float = 0.0,
-        max_grad_norm: float = 1.0,
-        tokens_per_pass: int = 2048,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            policy=policy,
-            env=env,
-            learning_rate=learning_rate,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
-            support_multi_env=True,
-            seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
-        )
         self.group_size, self.kl_coef, self.ent_coef = group_size, kl_coef, ent_coef
         self.kl_estimator = kl_estimator or ("k3" if self.kl_in_loss else "k1")
         if self.kl_estimator not in losses.KL_ESTIMATORS:
@@ -159,45 +118,12 @@ class PolicyGradient(BaseAlgorithm):
             )
         self.kl_target, self.kl_horizon = kl_target, kl_horizon
         self.kl = KLController(kl_coef, kl_target, kl_horizon)
-        self.max_grad_norm, self.tokens_per_pass = max_grad_norm, tokens_per_pass
-        self.episodes: list[Episode] = []
-        self.progress: Callable[[], float] | None = None
-        """What share of training is left, for schedules; None: by the tokens that `learn` was asked for."""
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(policy, env, learning_rate, **kwargs)
 
-    def _setup_model(self) -> None:
-        if self.group_size < self.least_group or self.n_envs % self.group_size:
-            raise LLMGymError(
-                f"{self.n_envs} environments do not divide into groups of group_size={self.group_size} "
-                f"(at least {self.least_group}); make n_envs a multiple of it"
-            )
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-        )
-        self.policy = self.policy.to(self.device)
-        if self.kl_coef:
-            self.policy.keep_reference()
-        self._order = np.random.default_rng(self.seed)
-        self._queue: list[str] = []
-
-    @classmethod
-    def options(cls) -> set[str]:
-        """Return the names of what the constructor takes beside policy, environment and SB3's own arguments."""
-        names = {name for c in (cls, PolicyGradient) for name in inspect.signature(c.__init__).parameters}
-        return names - {"self", "kwargs", "policy", "env", "_init_setup_model", "stats_window_size"} - {
-            "tensorboard_log", "verbose", "seed", "device"
-        }  # fmt: skip
-
-    def _envs(self) -> Any:
-        adapter = self.env.unwrapped if self.env is not None else None
-        if not isinstance(adapter, GymVecEnv) or not hasattr(adapter.envs.unwrapped, "example_ids"):
-            raise LLMGymError(
-                f"{type(self).__name__} needs an environment from agents.make_vec_env, whose examples it can choose"
-            )
-        return adapter.envs.unwrapped
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a penalty for leaving it."""
+        return bool(self.kl_coef)
 
     # ---------------------------------------------------------------- what an algorithm says
 
@@ -208,56 +134,6 @@ class PolicyGradient(BaseAlgorithm):
     def policy_loss(self, log_probs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of each token `(N,)`, and what to log, `(N,)` each."""
         raise NotImplementedError
-
-    # ---------------------------------------------------------------- collecting
-
-    def _next_examples(self, ids: list[str], count: int) -> list[str]:
-        """Return the next examples: every one once in random order, then again."""
-        while len(self._queue) < count:
-            self._queue += [ids[i] for i in self._order.permutation(len(ids))]
-        chosen, self._queue = self._queue[:count], self._queue[count:]
-        return chosen
-
-    def collect(self, callback: BaseCallback) -> bool:
-        """Let the policy answer a batch of prompts, each `group_size` times, into `self.episodes`.
-
-        Returns:
-            False if the callback asked to stop.
-        """
-        envs = self._envs()
-        self.policy.set_training_mode(False)
-        callback.on_rollout_start()
-        examples = self._next_examples(envs.example_ids, self.n_envs // self.group_size)
-        rows = [name for name in examples for _ in range(self.group_size)]
-
-        def on_step(tokens: int) -> bool:
-            self.num_timesteps += tokens
-            callback.update_locals(locals())
-            return callback.on_step()
-
-        episodes = play(self.policy, envs, rows, on_step=on_step, abstaining=True)
-        if episodes is None:
-            return False
-        self.episodes = self._judged(episodes)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _judged(self, episodes: list[Episode]) -> list[Episode]:
-        """Leave out groups from one of whose texts the feedback abstained: they could not be compared.
-
-        Raises:
-            LLMGymError: None is left.
-        """
-        groups = [episodes[i : i + self.group_size] for i in range(0, len(episodes), self.group_size)]
-        judged = [group for group in groups if all(e.reward is not None for e in group)]
-        if not judged:
-            raise LLMGymError(
-                f"the feedback abstained from a text of each of {len(groups)} groups, so nothing can be learnt; "
-                "is the judge's endpoint up, and its deadline long enough?"
-            )
-        self.logger.record("rollout/groups_left_out", len(groups) - len(judged))
-        return [e for group in judged for e in group]
 
     # ---------------------------------------------------------------- learning
 
@@ -281,9 +157,8 @@ class PolicyGradient(BaseAlgorithm):
         for e in self.episodes:
             old = torch.from_numpy(e.log_probs[e.agent_mask]).to(self.device)  # type: ignore[index]
             zeros = torch.zeros_like(old)
-            segment = Segment(e.prompt_ids, e.response_ids, e.agent_mask)
             rewards = torch.from_numpy(token_rewards(e)).to(self.device)
-            samples.append(Sample(e, segment, old, rewards, None, zeros, zeros, zeros))
+            samples.append(Sample(e, segment(e), old, rewards, None, zeros, zeros, zeros))
         if self.kl.coef:
             with self.policy.reference():
                 for sample, (_, log_probs, _) in zip(samples, self._read(samples), strict=True):
@@ -297,31 +172,12 @@ class PolicyGradient(BaseAlgorithm):
                 sample.values = values
         return samples
 
-    @torch.no_grad()
-    def _read(self, samples: list[Sample]) -> list[tuple[torch.Tensor, ...]]:
-        """Return values, log-probabilities and entropies of each sample, `(T,)` each."""
-        read: list[tuple[torch.Tensor, ...]] = []
-        for members in self._passes(samples):
-            lengths = [len(sample.old) for sample in members]
-            read += zip(*[tensor.split(lengths) for tensor in self._evaluate(members)], strict=True)
-        return read
-
-    def _evaluate(self, members: list[Sample]) -> tuple[torch.Tensor, ...]:
-        packed = pack([sample.segment for sample in members]).to(self.device)
-        values, log_probs, entropies = self.policy.evaluate_actions(packed, packed.targets)
-        return values.flatten(), log_probs, entropies
-
     def _minibatches(self, samples: list[Sample]) -> Iterator[list[Sample]]:
         """Yield the samples in `n_minibatches` parts, groups whole and, where there are several parts, shuffled."""
         groups = [samples[i : i + self.group_size] for i in range(0, len(samples), self.group_size)]
         order = np.arange(len(groups)) if self.n_minibatches == 1 else self._order.permutation(len(groups))
         for part in np.array_split(order, min(self.n_minibatches, len(groups))):
             yield [sample for i in part for sample in groups[i]]
-
-    def _passes(self, samples: list[Sample]) -> Iterator[list[Sample]]:
-        """Cut samples into runs of at most `tokens_per_pass` packed tokens."""
-        for run in passes([sample.segment for sample in samples], self.tokens_per_pass):
-            yield [samples[i] for i in run]
 
     def _step(self, samples: list[Sample]) -> dict[str, float]:
         """Make one optimiser step; return what to log: losses as they were reduced, all else as means over tokens."""
@@ -338,9 +194,7 @@ class PolicyGradient(BaseAlgorithm):
             for name, values in stats.items():
                 share = weight if name.endswith("loss") else torch.full_like(weight, 1 / sum(lengths))
                 sums[name] = sums.get(name, 0.0) + (values.detach() * share).sum().item()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
-        return {**sums, "grad_norm": norm.item()}
+        return {**sums, "grad_norm": self._descend()}
 
     def _loss(self, members: list[Sample]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of each token and what to log, one value a token each."""
@@ -384,91 +238,13 @@ class PolicyGradient(BaseAlgorithm):
     # ---------------------------------------------------------------- going on
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside tensors, as JSON types: counters, data position, penalty."""
-        return {
-            "num_timesteps": self.num_timesteps,
-            "queue": list(self._queue),
-            "order": self._order.bit_generator.state,
-            "kl_coef": self.kl.coef,
-        }
+        """Return what a checkpoint holds, the weight of the penalty included."""
+        return {**super().state(), "kl_coef": self.kl.coef}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
-        self.num_timesteps = state["num_timesteps"]
-        self._queue = list(state["queue"])
-        self._order.bit_generator.state = state["order"]
+        super().set_state(state)
         self.kl.coef = state["kl_coef"]
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Train until `total_timesteps` tokens have been written, or a callback stops it; see SB3's `learn`."""
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
-        )
-        callback.on_training_start(locals(), globals())
-        iteration = 0
-        while self.num_timesteps < total_timesteps:
-            started = time.monotonic()
-            if not self.collect(callback):
-                break
-            collected = time.monotonic()
-            iteration += 1
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            if self.progress is not None:
-                self._current_progress_remaining = self.progress()
-            self.train()
-            self.logger.record("time/collect_seconds", collected - started)
-            self.logger.record("time/train_seconds", time.monotonic() - collected)
-            if iteration % log_interval == 0:
-                self._log(iteration)
-        callback.on_training_end()
-        return self
-
-    def _log(self, iteration: int) -> None:
-        mean = lambda values: float(np.mean(list(values)))  # noqa: E731
-        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
-        self.logger.record("rollout/ep_rew_mean", mean(e.reward for e in self.episodes))
-        self.logger.record("rollout/ep_len_mean", mean(e.agent_mask.sum() for e in self.episodes))
-        for name in self.episodes[0].parts:
-            self.logger.record(f"parts/{name}", mean(e.parts[name] for e in self.episodes))
-        self.logger.record("time/iterations", iteration, exclude="tensorboard")
-        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    # ---------------------------------------------------------------- saving
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a folder with what is trained (safetensors) and the arguments (JSON). Nothing in it is code.
-
-        Raises:
-            LLMGymError: `exclude` or `include`, which SB3's zip files have and this folder has not.
-        """
-        if exclude is not None or include is not None:
-            raise LLMGymError(f"{type(self).__name__}.save takes a folder only; exclude and include do not apply")
-        save_algorithm(self, path)
-
-    @classmethod
-    def load(cls, path: Any, env: GymEnv | None = None, device: torch.device | str = "auto", **kwargs: Any) -> Self:  # type: ignore[override]
-        """Return the algorithm from a folder that `save` wrote; the optimiser starts afresh.
-
-        Args:
-            path: The folder.
-            env: From `make_vec_env`.
-            device: `auto`, `cpu` or `cuda`.
-            kwargs: Arguments to change.
-
-        Raises:
-            LLMGymError: The folder is not one that `save` wrote.
-        """
-        return load_algorithm(cls, path, env, device, kwargs)
 
 
 def token_rewards(episode: Episode) -> np.ndarray:

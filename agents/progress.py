@@ -24,12 +24,7 @@ class Progress:
 
     Args:
         console: Where to; standard error if None.
-
-    Attributes:
-        kl_name: What the divergence is measured to; another name if the run does not start at the base model.
     """
-
-    kl_name = "KL to the start"
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -71,7 +66,7 @@ class Progress:
         self._rows.append(row)
         self._goal, self._left = goal, (seconds_left, time.monotonic())
         if self._live is None:
-            self.console.print(Text(line(row, goal, seconds_left, self.kl_name)))
+            self.console.print(Text(line(row, goal, seconds_left)))
 
     def end(self) -> None:
         """Close the panel, leaving its last state on the screen."""
@@ -89,19 +84,21 @@ class Progress:
         for title in ("", "first", "now"):
             table.add_column(title, justify="right" if title else "left")
         table.add_column(f"last {min(WIDTH, len(self._rows))} updates")
-        for name in measures(row, self.kl_name):
-            series = [measures(r, self.kl_name).get(name) for r in self._rows]
+        for name in measures(row):
+            series = [measures(r).get(name) for r in self._rows]
             table.add_row(name, number(series[0]), number(series[-1]), sparkline(series[-WIDTH:]))
         return Panel(Group(Text(head), Text(), table), title="training", title_align="left")
 
 
-def measures(row: dict[str, Any], kl_name: str = Progress.kl_name) -> dict[str, float | None]:
+def measures(row: dict[str, Any]) -> dict[str, float | None]:
     """Return what is shown of a row of the metrics, by the name it is shown under."""
     parts = {f"  {name.replace('_', ' ')}": value for name, value in row["parts"].items()}
+    # What learns from texts of others writes none that could be rewarded.
+    aim = {"reward": row["reward"]} if row["reward"] is not None else {"loss": row["train"].get("loss")}
     return {
-        "reward": row["reward"],
+        **aim,
         **parts,
-        kl_name: row["kl"],
+        "KL to the start": row["kl"],
         "words": row["words"],
         "tokens": row["tokens"],
         "copied share": row["copied_share"],
@@ -109,9 +106,9 @@ def measures(row: dict[str, Any], kl_name: str = Progress.kl_name) -> dict[str, 
     }
 
 
-def line(row: dict[str, Any], goal: str, seconds_left: float | None, kl_name: str = Progress.kl_name) -> str:
+def line(row: dict[str, Any], goal: str, seconds_left: float | None) -> str:
     """Return an update as one line of text."""
-    shown = " · ".join(f"{name.strip()} {number(value)}" for name, value in measures(row, kl_name).items())
+    shown = " · ".join(f"{name.strip()} {number(value)}" for name, value in measures(row).items())
     left = "-" if seconds_left is None else clock(seconds_left)
     return f"update {row['update']} · {shown} · {left} left of {goal}"
 

@@ -13,9 +13,9 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
+from agents.base import TextAlgorithm
 from agents.checkpoint import save_checkpoint
 from agents.evaluate import held_out, judged_by
-from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.rollout import play
 from llm_gym.data.files import write_aside
@@ -198,7 +198,7 @@ class Recorder(BaseCallback):
         self.progress.update(row, self.limit.goal, self.limit.left(len(self.rows), elapsed))
         if len(self.rows) % SAMPLE_EVERY == 0:
             self._write_samples()
-        if isinstance(self.model, PolicyGradient):
+        if isinstance(self.model, TextAlgorithm):
             save_checkpoint(self.folder, self.model, len(self.rows), elapsed)
 
     def _write_samples(self) -> None:

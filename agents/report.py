@@ -240,7 +240,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"# {report['env']}, {report['algo']}, seed {report['seed']}",
         "",
         f"{report['policy']}, {report['updates']} updates in {report['train_seconds'] / 60:.1f} minutes, "
-        f"{report['tokens']} tokens written.",
+        f"{report['tokens']} tokens learnt from.",
         f"{report['documents']} held-out documents, {report['texts_each']} texts each, sampled as in training.",
         f"Interval: {report['interval']}.",
         *report["notes"],

@@ -28,6 +28,7 @@ def play(
     deterministic: bool = False,
     on_step: Callable[[int], bool] | None = None,
     abstaining: bool = False,
+    scored: bool = True,
 ) -> list[Episode] | None:
     """Let the policy write one episode for each example.
 
@@ -38,6 +39,7 @@ def play(
         deterministic: Take the likeliest token each time.
         on_step: Called after each step with the number of tokens written in it; False stops.
         abstaining: Whether the feedback may abstain: such episodes have None for a reward.
+        scored: Whether the feedback is asked at all; without, all episodes have None for a reward.
 
     Returns:
         The finished episodes in order, with the log-probabilities of what was written; None if `on_step` stopped.
@@ -70,7 +72,8 @@ def play(
         _seat(envs, over[seats[over] >= 0], seats, examples)
         running |= waiting & (seats >= 0)
         waiting[:] = False
-    envs.score(abstaining)  # all at once: a source is read once for all texts about it
+    if scored:
+        envs.score(abstaining)  # all at once: a source is read once for all texts about it
     for episode, values in zip(episodes, log_probs, strict=True):
         episode.log_probs = np.zeros(len(episode.agent_mask), np.float32)
         episode.log_probs[episode.agent_mask] = np.concatenate(values)[: episode.agent_mask.sum()]

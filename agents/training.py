@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 import llm_gym
 from agents import checkpoint
 from agents.algorithms import hyperparameters, make_algorithm, with_lengths
+from agents.base import TextAlgorithm
 from agents.curve import draw_curve
 from agents.evaluate import (
     ADAPTER,
@@ -32,7 +33,6 @@ from agents.evaluate import (
     held_out,
     make_envs,
 )
-from agents.policy_gradient import PolicyGradient
 from agents.progress import Progress
 from agents.recorder import MINUTES, Limit, LimitReached, Recorder
 from agents.report import make_report, markdown
@@ -146,11 +146,23 @@ def resume(
     return _train(folder, config, progress or Progress())
 
 
+def finished(folder: Path) -> Run | None:
+    """Return the run in a folder if it is finished, else None."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        after = Evaluation.from_jsonl((folder / "after.jsonl").read_text(encoding="utf-8"), TEXTS)
+    except FileNotFoundError:
+        return None
+    return _run(folder, report, after)
+
+
+def _run(folder: Path, report: dict[str, Any], after: Evaluation) -> Run:
+    return Run(folder, report, {e.example["id"]: e.source for e in after.firsts})
+
+
 def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
     policy, env_kwargs = config["policy"], config["env_kwargs"]
     progress.say(f"loading {policy['model']}" + (f" with the adapter {policy['adapter']}" if policy["adapter"] else ""))
-    if policy["adapter"]:
-        progress.kl_name = "KL to the base model"
     model = _make_model(config)
     examples = load_examples(env_kwargs["data"], "test", find_task(config["env"]), env_kwargs["columns"])
     ids = held_out([example["id"] for example in examples])
@@ -171,7 +183,7 @@ def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
     samples = make_envs(config["env"], config["n_envs"], "validation", env_kwargs)
     limit = Limit(config["steps"], config["minutes"])
     recorder = Recorder(folder, limit, progress, samples, judge, config["early_stop"])
-    if isinstance(model, PolicyGradient):
+    if isinstance(model, TextAlgorithm):
         recorder.go_on(*checkpoint.load_checkpoint(folder, model))
         model.progress = recorder.remaining
     _learn(model, folder, recorder, progress)
@@ -181,7 +193,7 @@ def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
     write_aside(folder / "curve.png", draw_curve(recorder.rows, report))
     write_aside(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_aside(folder / "report.md", markdown(report))
-    return Run(folder, report, {e.example["id"]: e.source for e in after.firsts})
+    return _run(folder, report, after)
 
 
 # -------------------------------------------------------------------- the parts of a run
@@ -268,7 +280,7 @@ def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> 
 
 def _timesteps(model: Any, limit: Limit) -> int:
     """Return what to ask `learn` for: more than the limit allows, and what SB3's schedules fall by."""
-    if isinstance(model, PolicyGradient):
+    if isinstance(model, TextAlgorithm):
         return 10**12
     if limit.steps is None:
         if callable(model.learning_rate):
@@ -290,7 +302,6 @@ def _report(
         "train_seconds": round(recorder.rows[-1]["elapsed"], 3),
         "tokens": model.num_timesteps,
         "continued_from": config["policy"]["adapter"],
-        "kl_to": "base model" if config["policy"]["adapter"] else "start",
         "feedback": feedback,
         "judge": config["judge"],
         "diverged": recorder.diverged,

@@ -304,17 +304,7 @@ def test_the_step_is_that_of_stable_baselines3(tiny_model, tmp_path, ours, their
 
 @pytest.fixture
 def exact(ragged: str) -> str:
-    """The ragged model with as many logits as its tokenizer has tokens: TRL does not cut off those beyond."""
-    from transformers import AutoModelForCausalLM
-
-    from llm_gym.models.load import load_tokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(ragged)
-    stops = model.generation_config.eos_token_id
-    model.resize_token_embeddings(len(load_tokenizer(ragged)))
-    model.generation_config.eos_token_id = stops
-    model.save_pretrained(ragged)
-    return ragged
+    return tiny.exact_model(ragged)
 
 
 @pytest.fixture

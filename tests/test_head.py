@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import head
+from agents import head, losses
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}  # in float64, so that nothing but a wrong formula differs
 
@@ -85,3 +86,30 @@ def test_slopes_are_not_differentiated_again() -> None:
     (slope,) = torch.autograd.grad(log_probs.sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError):
         slope.sum().backward()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_divergence_in_chunks_is_that_of_whole_distributions(beta: float, constrained: bool) -> None:
+    """In value and gradient, from a teacher of another width; among legal tokens where some are not."""
+    mine, theirs = drawn(9, bias=True), drawn(9, bias=False, seed=1)
+    teacher = head.Output(torch.cat([theirs["hidden"]] * 2, 1), torch.cat([theirs["weight"]] * 2, 1), None)
+    allowed = [None if i % 3 == 0 else np.arange(i, 30) for i in range(9)] if constrained else None
+    found = []
+    for chunk in (2, 100):
+        hidden = mine["hidden"].clone().requires_grad_()
+        student = head.Output(hidden, mine["weight"], mine["bias"])
+        values = head.divergence(student, teacher, beta, allowed, chunk)
+        (values * torch.arange(9)).sum().backward()
+        found.append((values.detach(), hidden.grad))
+    hidden = mine["hidden"].clone().requires_grad_()
+    expected = []
+    for i in range(9):
+        legal = torch.arange(50) if allowed is None or allowed[i] is None else torch.from_numpy(allowed[i])
+        own = (hidden[i] @ mine["weight"].T + mine["bias"])[legal].log_softmax(-1)
+        other = (teacher.hidden[i] @ teacher.weight.T)[legal].log_softmax(-1)
+        expected.append(losses.generalised_jsd(own[None], other[None], beta)[0])
+    (torch.stack(expected) * torch.arange(9)).sum().backward()
+    for values, gradient in found:
+        torch.testing.assert_close(values, torch.stack(expected).detach(), **CLOSE)
+        torch.testing.assert_close(gradient, hidden.grad, **CLOSE)

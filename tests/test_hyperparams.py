@@ -9,7 +9,7 @@ import yaml
 
 from agents.algorithms import ALGORITHMS, hyperparameters, learning_rate
 from agents.recorder import Limit, diverging
-from llm_gym.cli.arguments import ALGOS
+from llm_gym.cli.arguments import ALGOS, make_parser
 from llm_gym.errors import LLMGymError
 from llm_gym.registration import ENVIRONMENTS
 
@@ -59,3 +59,11 @@ def test_divergence_needs_both_to_move_beyond_chance() -> None:
     assert not diverging(up, [0.01 * (-1) ** i for i in range(12)])
     assert not diverging(up[:7], down[:7]) and not diverging(up, [None] * 12)
     assert diverging([*up, None], [*down, None])
+
+
+def test_a_sentence_is_a_value_too() -> None:
+    parse = lambda text: make_parser().parse_args(["train", "X-v0", "--hyperparams", text]).hyperparams  # noqa: E731
+    for value in ("Say this: {summary}", "{summary} is a summary of: it", "Sum up."):
+        assert parse(f"instruction:{value}") == [("instruction", value)]
+    assert parse("policy_kwargs.optimizer_kwargs:{alpha: 0.9}") == [("policy_kwargs.optimizer_kwargs", {"alpha": 0.9})]
+    assert parse("policy_kwargs.lora:null") == [("policy_kwargs.lora", None)] and parse("beta:2") == [("beta", 2)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from agents import A2C, GRPO, PPO, REINFORCE, RLOO, LLMPolicy, make_vec_env
+from agents import A2C, DPO, GRPO, PPO, REINFORCE, RLOO, SFT, Distillation, LLMPolicy, make_vec_env
 from agents.evaluate import make_envs
+from agents.rollout import play
 from llm_gym.episode import Episode
 from llm_gym.tasks.ladder import LADDER, InPlace, RightLength
 from test_grpo import collect
@@ -55,6 +57,60 @@ def test_every_algorithm_climbs(rung: str, cls: Any) -> None:
         algorithm.train()
     assert means[0] < first
     assert np.mean(means[-3:]) > last
+
+
+PAIRED = {  # updates, size of a group, beta, and what texts are worth after that at least
+    "CopySymbol-v0": (60, 4, 0.5, 0.4),
+    "Alternate-v0": (30, 8, 0.1, 0.22),
+    "CountUpwards-v0": (25, 8, 0.1, 0.25),
+    "ReverseWord-v0": (25, 8, 0.1, 0.22),
+    "MatchLength-v0": (15, 8, 0.1, 0.38),
+}
+IMITATED = {  # what texts are worth after 20 updates at least; a length is no text that could be imitated
+    "CopySymbol-v0": 0.9,
+    "Alternate-v0": 0.5,
+    "CountUpwards-v0": 0.55,
+    "ReverseWord-v0": 0.8,
+}
+
+
+def make(cls: Any, rung: str, n_envs: int, **options: Any) -> Any:
+    env = make_vec_env(PREFIX + rung, n_envs=n_envs, seed=0, tokenizer="tiny-1k", template="plain", split="all")
+    return cls(LLMPolicy, env, 2e-3, seed=0, device="cpu", policy_kwargs={"model": "tiny-1k", "lora": None}, **options)
+
+
+def worth(algorithm: Any, updates: int) -> float:
+    """Return what texts are worth on average after some updates."""
+    for _ in range(updates):
+        collect(algorithm)
+        algorithm.train()
+    envs = algorithm._envs()
+    episodes = play(algorithm.policy, envs, (envs.example_ids * 64)[:64]) or []
+    return float(np.mean([e.reward for e in episodes]))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_dpo_climbs_on_its_own_answers(rung: str) -> None:
+    updates, group_size, beta, last = PAIRED[rung]
+    algorithm = make(DPO, rung, 128, group_size=group_size, beta=beta)
+    assert worth(algorithm, 0) < RUNGS[rung][2]
+    assert worth(algorithm, updates) > last
+
+
+@pytest.mark.parametrize("rung", IMITATED)
+def test_sft_climbs(rung: str) -> None:
+    algorithm = make(SFT, rung, 12)
+    assert worth(algorithm, 0) < RUNGS[rung][2]
+    assert worth(algorithm, 20) > IMITATED[rung]
+
+
+@pytest.mark.parametrize(("rung", "updates", "last"), [("CopySymbol-v0", 20, 0.9), ("ReverseWord-v0", 35, 0.7)])
+def test_distillation_climbs_after_its_teacher(rung: str, updates: int, last: float, tmp_path: Path) -> None:
+    """The pupil never sees an answer: the teacher says what it would have written in the pupil's own texts."""
+    teacher = make(SFT, rung, 12)
+    worth(teacher, 20)
+    teacher.policy.save_pretrained(tmp_path)
+    assert worth(make(Distillation, rung, 32, teacher=str(tmp_path), beta=0.0), updates) > last
 
 
 def episode(text: str, answer: str) -> Episode:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.losses import clipped_surrogate, group_advantages, kl
+from agents.losses import bradley_terry, clipped_surrogate, generalised_jsd, group_advantages, kl
 
 LOG2 = math.log(2)
 
@@ -107,3 +107,32 @@ def test_group_advantages_do_not_mix_groups() -> None:
     beside = whole(torch.cat([first, torch.tensor([100.0, 0.0, 7.0])]), 3)[:3]
     assert torch.equal(alone, beside)
     torch.testing.assert_close(whole(first + 50, 3), alone)  # only differences count
+
+
+def test_the_loss_of_a_pair_has_the_values_worked_out_by_hand() -> None:
+    """Of log-ratios 2 and 1 with beta 0.5, and of equal ones: -log sigmoid(0.5), and log 2."""
+    loss = bradley_terry(0.5 * torch.tensor([2.0, 1.0]), 0.5 * torch.tensor([1.0, 1.0]))
+    assert loss.tolist() == pytest.approx([math.log(1 + math.exp(-0.5)), LOG2], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        (0.0, 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)),  # of the policy from the teacher
+        (1.0, 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)),
+        # Both from the mixture (3/8, 5/8), halved.
+        (0.5, (math.log(4 / 3) + math.log(4 / 5)) / 4 + (0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5)) / 2),
+    ],
+)
+def test_generalised_jsd_has_the_values_worked_out_by_hand(beta: float, expected: float) -> None:
+    student, teacher = torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    assert generalised_jsd(student, teacher, beta).tolist() == pytest.approx([expected], abs=1e-6)
+
+
+@given(st.floats(0, 1, width=32), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None, database=None, derandomize=True)
+def test_generalised_jsd_is_zero_where_both_agree_and_positive_elsewhere(beta: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    assert generalised_jsd(student, student, beta).abs().max() < 1e-12
+    assert (generalised_jsd(student, teacher, beta) > -1e-12).all()

@@ -120,14 +120,20 @@ def test_a_segment_of_one_token_adds_nothing_to_its_context() -> None:
     assert packed.targets.tolist() == [1, 2]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), min_size=1, max_size=24), st.integers(1, 4000))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400)), min_size=1, max_size=24),
+    st.integers(1, 4000),
+    st.integers(1, 3),
+)
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
-def test_passes_are_as_full_as_the_limit_lets_them_be(kinds: list[tuple[int, int]], limit: int) -> None:
-    """Counted as `pack` packs: each run fits or is a single segment, and with the next one it would not fit."""
+def test_passes_are_as_full_as_the_limit_lets_them_be(kinds: list[tuple[int, int]], limit: int, together: int) -> None:
+    """Counted as `pack` packs: each run fits or cannot be cut, and with what comes next it would not fit."""
+    kinds = kinds * together
     segments = [Segment(np.arange(10 * kind + 5), np.arange(size), np.ones(size, bool)) for kind, size in kinds]
-    runs = list(passes(segments, limit))
+    runs = list(passes(segments, limit, together))
     assert [i for run in runs for i in run] == list(range(len(segments)))
     for run in runs:
-        assert len(run) == 1 or pack(segments[run.start : run.stop]).tokens <= limit
+        assert len(run) % together == 0
+        assert len(run) == together or pack(segments[run.start : run.stop]).tokens <= limit
     for run in runs[:-1]:
-        assert pack(segments[run.start : run.stop + 1]).tokens > limit
+        assert pack(segments[run.start : run.stop + together]).tokens > limit

@@ -40,7 +40,6 @@ FACTS = {
     "updates": 2,
     "train_seconds": 61.0,
     "tokens": 900,
-    "kl_to": "start",
 }
 
 

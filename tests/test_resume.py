@@ -58,6 +58,7 @@ def assert_equal_runs(left: Path, right: Path) -> None:
     reports = [json.loads((folder / "report.json").read_text()) for folder in (left, right)]
     for report in reports:
         report.pop("train_seconds")
+        report.pop("continued_from")
     assert reports[0] == reports[1]
 
 
@@ -90,6 +91,9 @@ OPTIONS = {
     "reinforce": {"hyperparams": {"policy_kwargs.optimizer_class": "rmsprop", "kl_target": 0.5}},
     "a2c": {"hyperparams": {"policy_kwargs.last_layers": 1, "policy_kwargs.lora": None}},
     "ppo": {"hyperparams": {"kl_target": 0.5}},
+    "sft": {},
+    "dpo": {},
+    "distillation": {"hyperparams": {"instruction": "Say this: {summary}"}},
 }
 
 

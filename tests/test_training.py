@@ -125,6 +125,15 @@ def test_stock_algorithms_make_the_same_run(tmp_path: Path, tiny_model: str, dat
     assert "KL to the start -" in line(rows[0], "2 updates", 1.0)
 
 
+def test_what_writes_no_texts_leaves_its_measures_empty(tmp_path: Path, tiny_model: str, data: str) -> None:
+    done = run(tmp_path, tiny_model, data, algo="sft")
+    rows = lines(done.folder / "metrics.jsonl")
+    assert all(row["reward"] is row["judge"] is row["words"] is None and row["episodes"] == 0 for row in rows)
+    assert rows[0]["train"]["loss"] > rows[1]["train"]["loss"] > 0 and rows[1]["tokens_total"] == done.report["tokens"]
+    assert line(rows[0], "2 updates", 1.0).startswith("update 1 · loss ")
+    assert (done.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_second_judge_reads_the_reference_and_training_does_not(grpo: Any) -> None:
     measures = {change["measure"] for change in grpo.report["changes"]}
     assert {"judge", "judge/chrf", "judge/key_facts", "copied_share", "words"} <= measures
@@ -138,7 +147,7 @@ def test_without_references_the_report_says_so(tmp_path: Path, tiny_model: str) 
 
 def test_a_run_goes_on_from_another_run(grpo: Any, tmp_path: Path, tiny_model: str) -> None:
     done = run(tmp_path, str(grpo.folder), None, steps=1)  # type: ignore[arg-type]
-    assert done.report["kl_to"] == "base model"
+    assert lines(done.folder / "metrics.jsonl")[0]["kl"] == pytest.approx(0, abs=1e-6)  # to itself as it began
     assert [t["before"] for t in done.report["texts"]] == [t["after"] for t in grpo.report["texts"]]
     config = json.loads((done.folder / "config.json").read_text())
     assert config["policy"]["model"] == tiny_model and config["policy"]["adapter"] == str(grpo.folder / "adapter")

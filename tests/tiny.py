@@ -56,6 +56,20 @@ def ragged_model(model: str, folder: Path, share: int = 5) -> str:
     return str(target)
 
 
+def exact_model(ragged: str) -> str:
+    """Give a ragged model as many logits as its tokenizer has tokens: TRL does not cut off those beyond."""
+    from transformers import AutoModelForCausalLM
+
+    from llm_gym.models.load import load_tokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(ragged)
+    stops = model.generation_config.eos_token_id
+    model.resize_token_embeddings(len(load_tokenizer(ragged)))
+    model.generation_config.eos_token_id = stops
+    model.save_pretrained(ragged)
+    return ragged
+
+
 def make_env(model: str, folder: Path, n_envs: int = 3, seed: int | None = 0, **kwargs: Any) -> Any:
     """Return a small summary environment as SB3's."""
     arguments = {

@@ -15,7 +15,7 @@ from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
 DEFAULT_POLICY = "smollm2-135m"
-ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sb3-ppo", "sb3-a2c")
+ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sft", "dpo", "distillation", "sb3-ppo", "sb3-a2c")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,9 +57,16 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--early-stop", action="store_true", help="stop once training feedback rises while the second judge falls"
     )
+    training.add_argument(
+        "--chain",
+        metavar="FILE",
+        help="YAML of stages (algo, steps or minutes, hyperparams), each going on from the last",
+    )
     training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
     training.add_argument(
-        "--resume", metavar="RUN", help="go on with a run that was interrupted; takes --steps or --minutes, no more"
+        "--resume",
+        metavar="RUN",
+        help="go on with a run or a chain that was interrupted; takes --steps or --minutes of a run, no more",
     )
 
     evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")
@@ -213,7 +220,16 @@ def _hyperparam(text: str) -> tuple[str, Any]:
     if not (key and colon and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY:VALUE, such as learning_rate:1e-4")
     number = _number(float, value)
-    return key, number if number is not None and _number(int, value) is None else yaml.safe_load(value)
+    return key, number if number is not None and _number(int, value) is None else _yaml(value)
+
+
+def _yaml(text: str) -> Any:
+    """Return a value written as YAML; a sentence with a colon or braces in it is itself."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, dict) and not text.startswith("{") else value
 
 
 def _column(text: str) -> tuple[str, str]:

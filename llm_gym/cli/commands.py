@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,58 +78,78 @@ def fetch_command(arguments: argparse.Namespace) -> None:
 
 def train_command(arguments: argparse.Namespace) -> None:
     """Train a policy and print what changed."""
+    runs = _resumed(arguments) if arguments.resume else _trained(arguments)
+    if arguments.json:
+        told = [{**r.report, "run": str(r.folder), "curve": str(r.folder / "curve.png")} for r in runs]
+        print_json({"stages": told} if len(told) > 1 else told[0])
+        return
+    for run in runs:
+        _print_run(run)
+
+
+def _print_run(run: Any) -> None:
     from agents.report import changes_table, documents_table
 
-    run = _resumed(arguments) if arguments.resume else _trained(arguments)
-    curve = run.folder / "curve.png"
-    if arguments.json:
-        print_json({**run.report, "run": str(run.folder), "curve": str(curve)})
-        return
     shown = console()
     shown.print(documents_table(run.report, run.sources))
     shown.print(changes_table(run.report))
+    curve = run.folder / "curve.png"
     for line in (*run.report["notes"], f"run folder      {run.folder}", f"learning curve  {curve}"):
         shown.print(line, markup=False, soft_wrap=True)
 
 
-def _trained(arguments: argparse.Namespace) -> Any:
+def _trained(arguments: argparse.Namespace) -> list[Any]:
     if arguments.id is None:
         raise LLMGymError("which environment? Pass its id, such as TextSummary-v0, or --resume RUN")
     find_task(arguments.id)  # a slip in the name is told at once
     from agents.training import TrainArguments, train
 
-    return train(
-        TrainArguments(
-            env=arguments.id,
-            algo=arguments.algo,
-            policy=arguments.policy,
-            data=arguments.data,
-            columns=dict(arguments.columns),
-            feedback=arguments.feedback,
-            partner=arguments.partner,
-            temperature=arguments.temperature,
-            steps=arguments.steps,
-            minutes=arguments.minutes,
-            seed=arguments.seed,
-            hyperparams=dict(arguments.hyperparams),
-            early_stop=arguments.early_stop,
-            out=arguments.out,
-        )
+    asked = TrainArguments(
+        env=arguments.id,
+        algo=arguments.algo,
+        policy=arguments.policy,
+        data=arguments.data,
+        columns=dict(arguments.columns),
+        feedback=arguments.feedback,
+        partner=arguments.partner,
+        temperature=arguments.temperature,
+        steps=arguments.steps,
+        minutes=arguments.minutes,
+        seed=arguments.seed,
+        hyperparams=dict(arguments.hyperparams),
+        early_stop=arguments.early_stop,
+        out=arguments.out,
     )
+    if arguments.chain is None:
+        return [train(asked)]
+    from agents.chain import train_chain
+
+    _leave_out(arguments, ("algo", "steps", "minutes", "hyperparams"), "--chain takes it from the file's stages")
+    return train_chain(asked, arguments.chain)
 
 
-def _resumed(arguments: argparse.Namespace) -> Any:
+def _resumed(arguments: argparse.Namespace) -> list[Any]:
+    from agents.chain import CHAIN, resume_chain
     from agents.training import resume
+
+    folder = Path(arguments.resume)
+    own = {"resume", "steps", "minutes", "json", "command"}
+    others = [name for name in vars(arguments) if name not in own]
+    _leave_out(arguments, others, "--resume takes all but --steps and --minutes from the run")
+    if not (folder / CHAIN).exists():
+        return [resume(folder, arguments.steps, arguments.minutes)]
+    _leave_out(arguments, ("steps", "minutes"), "a chain's stages have lengths of their own")
+    return resume_chain(folder)
+
+
+def _leave_out(arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Make sure that nothing was passed of what does not apply."""
     from llm_gym.cli.arguments import make_parser
 
-    plain = make_parser().parse_args(["train", "--resume", arguments.resume])
-    left_out = {"resume", "steps", "minutes", "json", "command"}
-    for name, value in vars(arguments).items():
-        if name not in left_out and value != getattr(plain, name):
-            raise LLMGymError(
-                f"--resume takes everything but --steps and --minutes from the run; leave out {name}={value!r}"
-            )
-    return resume(Path(arguments.resume), arguments.steps, arguments.minutes)
+    plain = make_parser().parse_args(["train"])
+    for name in names:
+        if (value := getattr(arguments, name)) != getattr(plain, name):
+            raise LLMGymError(f"{why}; leave out {name}={value!r}")
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:

@@ -43,6 +43,10 @@ class PromptBuilder:
         self.template, self.max_tokens = template, max_tokens
         self._special = special_tokens(tokenizer)
 
+    def instructed(self, instruction: str, max_tokens: int) -> PromptBuilder:
+        """Return a builder of prompts that ask for something else, or are longer."""
+        return PromptBuilder(self.task, self.tokenizer, instruction, self.template, max_tokens)
+
     def __call__(self, example: dict[str, Any]) -> Prompt:
         """Return the prompt of `example`.
 

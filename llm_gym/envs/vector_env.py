@@ -121,7 +121,7 @@ class TextVectorEnv(VectorEnv):
         self.examples = load_examples(data, split, self.task, columns)
         self._index = {example["id"]: i for i, example in enumerate(self.examples)}
         self.tokenizer = load_tokenizer(tokenizer)
-        self._prompt_builder = PromptBuilder(
+        self.prompt_builder = PromptBuilder(
             self.task, self.tokenizer, instruction or self.task.instruction, template, self.max_prompt_tokens
         )
         self._prompts = Memory()  # of many rows, the last ones
@@ -273,7 +273,7 @@ class TextVectorEnv(VectorEnv):
 
     def _prompt(self, index: int) -> Prompt:
         if index not in self._prompts:
-            self._prompts[index] = self._prompt_builder(self.examples[index])
+            self._prompts[index] = self.prompt_builder(self.examples[index])
         return self._prompts[index]
 
     def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

@@ -114,8 +114,13 @@ def pack(segments: Sequence[Segment]) -> Packed:
     return _tensors(rows, where, segments)
 
 
-def passes(segments: Sequence[Segment], tokens: int) -> Iterator[range]:
-    """Cut segments into runs of which a pass runs at most `tokens` tokens, padding included, or that are a single one.
+def passes(segments: Sequence[Segment], tokens: int, together: int = 1) -> Iterator[range]:
+    """Cut segments into runs of which a pass runs at most `tokens` tokens, padding included, or that cannot be cut.
+
+    Args:
+        segments: What is to be run.
+        tokens: The most that a pass runs.
+        together: How many in a row are never cut apart, such as 2 for pairs.
 
     >>> one, two = (Segment(np.array(context), np.array([1, 2]), np.ones(2, bool)) for context in ([5, 6], [7, 8]))
     >>> list(passes([one, one, two], 4)), list(passes([one, one, two], 8))
@@ -124,18 +129,22 @@ def passes(segments: Sequence[Segment], tokens: int) -> Iterator[range]:
     start = 0
     lengths: list[int] = []
     open_rows: dict[bytes, int] = {}
-    for i, segment in enumerate(segments):
-        if i > start and _added(segment, lengths, open_rows) > tokens:
+    for i in range(0, len(segments), together):
+        group = segments[i : i + together]
+        if i > start and _added(group, lengths, open_rows) > tokens:
             yield range(start, i)
             start, lengths, open_rows = i, [], {}
-        _add(segment, lengths, open_rows)
+        for segment in group:
+            _add(segment, lengths, open_rows)
     yield range(start, len(segments))
 
 
-def _added(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> int:
-    """Return how many tokens rows of `lengths` and one more segment run."""
-    row, length = _place(segment, lengths, open_rows)
-    return max(len(lengths), row + 1) * max(*lengths, length)
+def _added(group: Sequence[Segment], lengths: list[int], open_rows: dict[bytes, int]) -> int:
+    """Return how many tokens rows of `lengths` and some more segments run."""
+    lengths, open_rows = lengths.copy(), open_rows.copy()
+    for segment in group:
+        _add(segment, lengths, open_rows)
+    return len(lengths) * max(lengths)
 
 
 def _add(segment: Segment, lengths: list[int], open_rows: dict[bytes, int]) -> None:
