@@ -2,11 +2,25 @@
 
 from agents.a2c import A2C
 from agents.buffer import SequenceRolloutBuffer
+from agents.dqn import DQN
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
 from agents.ppo import PPO
+from agents.q_policy import QPolicy
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
 from agents.vec_env import GymVecEnv, make_vec_env
 
-__all__ = ["A2C", "GRPO", "PPO", "REINFORCE", "RLOO", "GymVecEnv", "LLMPolicy", "SequenceRolloutBuffer", "make_vec_env"]
+__all__ = [
+    "A2C",
+    "DQN",
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "GymVecEnv",
+    "LLMPolicy",
+    "QPolicy",
+    "SequenceRolloutBuffer",
+    "make_vec_env",
+]

@@ -12,6 +12,7 @@ import yaml
 from agents.a2c import A2C
 from agents.base import TextAlgorithm
 from agents.buffer import SequenceRolloutBuffer
+from agents.dqn import DQN
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
 from agents.ppo import PPO
@@ -25,6 +26,7 @@ ALGORITHMS: dict[str, Any] = {
     "reinforce": REINFORCE,
     "ppo": PPO,
     "a2c": A2C,
+    "dqn": DQN,
     "sb3-ppo": sb3.PPO,
     "sb3-a2c": sb3.A2C,
 }
