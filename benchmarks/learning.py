@@ -49,7 +49,7 @@ from llm_gym.models.packing import Segment, pack
 from llm_gym.registration import find_task
 from llm_gym.statistics import Estimate, win_rate, wins
 
-CELLS = ("grpo-0", "grpo-1", "grpo-2", "rloo-0", "ppo-0", "a2c-0", "reinforce-0")
+CELLS = ("grpo-0", "grpo-1", "grpo-2", "rloo-0", "ppo-0", "a2c-0", "reinforce-0", "dqn-0")
 FRONTIER = (2, 4, 8, 16)
 HEADER = ("", "updates", "minutes", "win rate", "at equal length", "KL of a text", "feedback", "second judge",
           "copied share", "distinct-2", "words")  # fmt: skip
