@@ -14,6 +14,7 @@ from agents.base import TextAlgorithm
 from agents.buffer import SequenceRolloutBuffer
 from agents.distillation import Distillation
 from agents.dpo import DPO
+from agents.dqn import DQN
 from agents.grpo import GRPO
 from agents.policy import LLMPolicy
 from agents.ppo import PPO
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, Any] = {
     "sft": SFT,
     "dpo": DPO,
     "distillation": Distillation,
+    "dqn": DQN,
     "sb3-ppo": sb3.PPO,
     "sb3-a2c": sb3.A2C,
 }

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from agents.best_of_n import BestOfN, RandomAgent
 from agents.policy import LLMPolicy
+from agents.q_policy import QPolicy
 from agents.reference import ReferenceAgent
 from agents.rollout import Agent, play
 from llm_gym.episode import Episode
@@ -152,7 +153,8 @@ def load_policy(source: PolicySource, envs: Any, best_of: int = 1, seed: int = 0
         raise LLMGymError(f"the best of {best_of} is for language models; the {source.agent} agent takes no --best-of")
     if source.agent:
         return ReferenceAgent(envs) if source.agent == "reference" else RandomAgent(envs, seed)
-    policy = LLMPolicy(
+    kind, acting = _acting(source.config)
+    policy = kind(
         envs.single_observation_space,
         envs.single_action_space,
         lambda _: 0.0,
@@ -160,9 +162,19 @@ def load_policy(source: PolicySource, envs: Any, best_of: int = 1, seed: int = 0
         lora=None,
         adapter=source.adapter,
         temperature=source.temperature,
+        **acting,
     )
     policy.to(pick_device("auto"))
     return policy if best_of == 1 else BestOfN(policy, envs, best_of)
+
+
+def _acting(config: dict[str, Any] | None) -> tuple[type[LLMPolicy], dict[str, Any]]:
+    """Return the class of the policy that a run trained, and what it acts by beside its weights."""
+    if config is None or config["algo"] != "dqn":
+        return LLMPolicy, {}
+    settings, start = config["settings"], config["policy"]
+    guide = (start["model"], start["adapter"])
+    return QPolicy, {"top_k": settings["top_k"], "epsilon": settings["exploration_final_eps"], "guide": guide}
 
 
 def held_out(ids: Sequence[str], count: int = HELD_OUT) -> list[str]:

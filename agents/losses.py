@@ -127,6 +127,66 @@ def rewards_to_go(rewards: torch.Tensor) -> torch.Tensor:
     return rewards.flip(0).cumsum(0).flip(0)
 
 
+# -------------------------------------------------------------------- values of tokens
+
+
+def dueling(values: torch.Tensor, chosen: torch.Tensor, logits: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the value of tokens from that of their place and their logits, `(N, j)` (Wang et al. 2016, eq. 9).
+
+    Args:
+        values: `(N, 1)`, of the place.
+        chosen: `(N, j)`, logits of the tokens that are to be valued.
+        logits: `(N, k)`, of all candidates, whose mean is taken off; -inf for what is none.
+        scale: What a nat of logit is worth.
+
+    >>> logits = torch.tensor([[3.0, 1.0, -torch.inf]])
+    >>> dueling(torch.tensor([[5.0]]), logits, logits, 0.5).tolist()
+    [[5.5, 4.5, -inf]]
+    """
+    open_ = logits > -torch.inf
+    mean = logits.masked_fill(~open_, 0).sum(-1, keepdim=True) / open_.sum(-1, keepdim=True)
+    return values + scale * (chosen - mean)
+
+
+def double_q(online: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return what the target network thinks of the action that is best now, `(N,)` (van Hasselt et al. 2016).
+
+    Args:
+        online: Values `(N, k)` of the candidates, -inf for what is none.
+        target: The target network's, `(N, k)`.
+    """
+    return target.gather(-1, online.argmax(-1, keepdim=True))[:, 0]
+
+
+def q_targets(rewards: torch.Tensor, ahead: torch.Tensor, gamma: float, n_step: int | None) -> torch.Tensor:
+    """Return what the value of each token of one whole text is to become, `(T,)`.
+
+    The rewards of `n_step` tokens, and what stands ahead after them (Sutton 1988); after the last token nothing does.
+
+    Args:
+        rewards: `(T,)`.
+        ahead: `(T,)`, the value of the place where each token was written.
+        gamma: Discount of a token.
+        n_step: None for all rewards that follow and no estimate (Monte Carlo).
+
+    >>> rewards, ahead = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([9.0, 8.0, 4.0])
+    >>> q_targets(rewards, ahead, 0.5, 1).tolist(), q_targets(rewards, ahead, 0.5, None).tolist()
+    ([4.0, 3.0, 2.0], [1.0, 2.0, 2.0])
+    """
+    length = len(rewards)
+    steps = length if n_step is None else min(n_step, length)
+    targets = torch.zeros_like(rewards)
+    for i in range(steps):
+        targets[: length - i] += gamma**i * rewards[i:]
+    targets[: length - steps] += gamma**steps * ahead[steps:]
+    return targets
+
+
+def huber(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss of each token's value, `(N,)`: squared near the target, linear beyond 1 (Mnih et al. 2015)."""
+    return torch.nn.functional.smooth_l1_loss(values, targets, reduction="none")
+
+
 # -------------------------------------------------------------------- advantages
 
 

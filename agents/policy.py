@@ -410,12 +410,12 @@ class LLMPolicy(ActorCriticPolicy):
         running = np.arange(len(rows))
         lengths = (obs["roles"][rows] > 0).sum(1)
         with torch.no_grad():
-            hidden = self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
+            hidden = self._begin(obs, lengths, rows)
             states: list[State | None] | None = None
             if self._constraint is not None:
                 states = reached(self._constraint, obs["input_ids"][rows], obs["roles"][rows])
             for place in range(most):
-                logits = masked(self._decoded_logits(hidden), None if states is None else open_states(states))
+                logits = self._legal_logits(hidden, None if states is None else open_states(states))
                 chosen, chances = self._choose(logits, deterministic)
                 tokens[running, place], log_probs[running, place] = chosen.cpu().numpy(), chances.cpu().numpy()
                 going_on = (left[running] > place + 1) & ~np.isin(tokens[running, place], self._stop_ids)
@@ -423,8 +423,19 @@ class LLMPolicy(ActorCriticPolicy):
                 running = running[going_on]
                 if not len(running):
                     break
-                hidden = self._engines["act"].append(rows[running], tokens[running, place])
+                hidden = self._append(rows[running], tokens[running, place])
         return tokens, log_probs
+
+    def _begin(self, obs: dict[str, np.ndarray], lengths: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """Return the hidden state that decides the next token of each of `rows`."""
+        return self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
+
+    def _append(self, rows: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
+        """Return the hidden state after one more token in each of `rows`."""
+        return self._engines["act"].append(rows, tokens)
+
+    def _legal_logits(self, hidden: torch.Tensor, allowed: Allowed | None) -> torch.Tensor:
+        return masked(self._decoded_logits(hidden), allowed)
 
     def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
@@ -485,6 +496,15 @@ class LLMPolicy(ActorCriticPolicy):
             )
         self.forget()
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def saved_arguments(self) -> dict[str, Any]:
+        """Return the arguments that are kept with what `save_pretrained` writes, as JSON types."""
+        return {
+            "model": self.model_name,
+            "lora": self.lora,
+            "temperature": self.temperature,
+            "last_layers": self.last_layers,
+        }
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what is trained of the language model into a folder, in safetensors.

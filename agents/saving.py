@@ -43,13 +43,12 @@ def folder_aside(target: Path) -> Iterator[Path]:
 def save_algorithm(algorithm: Any, path: Any) -> None:
     """Write what is trained and the arguments of an algorithm of ours into a folder."""
     policy = algorithm.policy
-    policy_kwargs = {"model": policy.model_name, "lora": policy.lora, "temperature": policy.temperature}
     arguments = {
         "algorithm": type(algorithm).__name__,
         **{name: getattr(algorithm, name) for name in sorted(algorithm.options() - {"policy_kwargs"})},
         "learning_rate": algorithm.lr_schedule(1),
         "seed": algorithm.seed,
-        "policy_kwargs": {**policy_kwargs, "last_layers": policy.last_layers},
+        "policy_kwargs": policy.saved_arguments(),
     }
     with folder_aside(Path(path)) as aside:
         policy.save_pretrained(aside)

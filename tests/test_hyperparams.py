@@ -41,8 +41,8 @@ def test_keys_that_do_not_apply_are_errors() -> None:
     for algo, key in (("reinforce", "n_epochs"), ("grpo", "gae_lambda"), ("sb3-ppo", "kl_coef"), ("a2c", "seed")):
         with pytest.raises(LLMGymError, match=f"'{key}' does not apply to {algo}; it takes"):
             hyperparameters(algo, "TextSummary-v0", {key: 1})
-    with pytest.raises(LLMGymError, match="algorithm 'dqn' is unknown"):
-        hyperparameters("dqn", "TextSummary-v0")
+    with pytest.raises(LLMGymError, match="algorithm 'sarsa' is unknown"):
+        hyperparameters("sarsa", "TextSummary-v0")
 
 
 def test_schedules_fall_by_updates_or_by_time() -> None:

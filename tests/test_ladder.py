@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents import A2C, DPO, GRPO, PPO, REINFORCE, RLOO, SFT, Distillation, LLMPolicy, make_vec_env
+from agents import A2C, DPO, DQN, GRPO, PPO, REINFORCE, RLOO, SFT, Distillation, LLMPolicy, make_vec_env
 from agents.evaluate import make_envs
 from agents.rollout import play
 from llm_gym.episode import Episode
@@ -111,6 +111,32 @@ def test_distillation_climbs_after_its_teacher(rung: str, updates: int, last: fl
     worth(teacher, 20)
     teacher.policy.save_pretrained(tmp_path)
     assert worth(make(Distillation, rung, 32, teacher=str(tmp_path), beta=0.0), updates) > last
+
+
+VALUED = {  # updates, what the first batch is worth at most and the last three on average
+    "CopySymbol-v0": (40, 0.1, 0.45),
+    "CountUpwards-v0": (30, 0.05, 0.1),
+    "MatchLength-v0": (12, 0.32, 0.35),
+}
+
+
+@pytest.mark.parametrize("rung", VALUED)
+def test_values_of_tokens_climb(rung: str) -> None:
+    """Among all tokens: what a random model finds likely holds no answer."""
+    updates, first, last = VALUED[rung]
+    env = make_vec_env(PREFIX + rung, n_envs=128, seed=0, tokenizer="tiny-1k", template="plain", split="all")
+    algorithm = DQN(
+        LLMPolicy, env, 2e-3, top_k=None, advantage_scale=0.1, batch_size=128, exploration_initial_eps=1.0, seed=0,
+        device="cpu", policy_kwargs={"model": "tiny-1k", "lora": None},
+    )  # fmt: skip
+    means = []
+    for update in range(updates):
+        collect(algorithm)
+        means.append(float(np.mean([e.reward for e in algorithm.episodes])))
+        algorithm._current_progress_remaining = 1 - (update + 1) / updates
+        algorithm.train()
+    assert means[0] < first
+    assert np.mean(means[-3:]) > last
 
 
 def episode(text: str, answer: str) -> Episode:

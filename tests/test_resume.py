@@ -89,6 +89,7 @@ OPTIONS = {
     "grpo": {},
     "rloo": {"hyperparams": {"learning_rate": "lin_1e-2"}},
     "reinforce": {"hyperparams": {"policy_kwargs.optimizer_class": "rmsprop", "kl_target": 0.5}},
+    "dqn": {"hyperparams": {"n_step": 2, "target_update_interval": 3, "tau": 0.5, "buffer_size": 24, "top_k": 6}},
     "a2c": {"hyperparams": {"policy_kwargs.last_layers": 1, "policy_kwargs.lora": None}},
     "ppo": {"hyperparams": {"kl_target": 0.5}},
     "sft": {},

@@ -15,7 +15,7 @@ from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
 DEFAULT_POLICY = "smollm2-135m"
-ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sft", "dpo", "distillation", "sb3-ppo", "sb3-a2c")
+ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sft", "dpo", "distillation", "dqn", "sb3-ppo", "sb3-a2c")
 
 
 class _Parser(argparse.ArgumentParser):
