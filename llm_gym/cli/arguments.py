@@ -53,13 +53,14 @@ def make_parser() -> argparse.ArgumentParser:
     length = training.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive(int), metavar="N", help="training updates")
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="minutes of training (default: 10)")
+    length.add_argument("--tokens", type=_positive(int), metavar="N", help="tokens to write in training")
     training.add_argument("--seed", type=_seed, default=0, help="default: 0")
     training.add_argument(
         "--early-stop", action="store_true", help="stop once training feedback rises while the second judge falls"
     )
     training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
     training.add_argument(
-        "--resume", metavar="RUN", help="go on with a run that was interrupted; takes --steps or --minutes, no more"
+        "--resume", metavar="RUN", help="go on with a run that was interrupted; takes --steps, --minutes or --tokens, no more"
     )
 
     evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")

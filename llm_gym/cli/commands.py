@@ -109,6 +109,7 @@ def _trained(arguments: argparse.Namespace) -> Any:
             temperature=arguments.temperature,
             steps=arguments.steps,
             minutes=arguments.minutes,
+            tokens=arguments.tokens,
             seed=arguments.seed,
             hyperparams=dict(arguments.hyperparams),
             early_stop=arguments.early_stop,
@@ -122,13 +123,13 @@ def _resumed(arguments: argparse.Namespace) -> Any:
     from llm_gym.cli.arguments import make_parser
 
     plain = make_parser().parse_args(["train", "--resume", arguments.resume])
-    left_out = {"resume", "steps", "minutes", "json", "command"}
+    left_out = {"resume", "steps", "minutes", "tokens", "json", "command"}
     for name, value in vars(arguments).items():
         if name not in left_out and value != getattr(plain, name):
             raise LLMGymError(
-                f"--resume takes everything but --steps and --minutes from the run; leave out {name}={value!r}"
+                f"--resume takes everything but --steps, --minutes and --tokens from the run; leave out {name}={value!r}"
             )
-    return resume(Path(arguments.resume), arguments.steps, arguments.minutes)
+    return resume(Path(arguments.resume), arguments.steps, arguments.minutes, arguments.tokens)
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
