@@ -216,11 +216,12 @@ def _config(arguments: TrainArguments, source: PolicySource, env_kwargs: dict[st
         "minutes": arguments.minutes if arguments.steps or arguments.minutes or arguments.tokens else MINUTES,
         "tokens": arguments.tokens,
         "early_stop": arguments.early_stop,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
     return {
         "llm_gym": llm_gym.__version__,
         "python": platform.python_version(),
@@ -239,7 +240,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise LLMGymError(f"{folder} was written by another version of llm_gym; train again, or use that version")
     if config["algo"].startswith("sb3-"):
         raise LLMGymError(f"{folder} is a run of {config['algo']}, which leaves no checkpoints; train again")
-    if config["versions"] != (now := _versions()):
+    if config["versions"] != (now := versions()):
         changed = ", ".join(
             f"{name} {old} -> {now.get(name)}" for name, old in config["versions"].items() if old != now.get(name)
         )

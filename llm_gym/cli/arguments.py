@@ -60,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
     training.add_argument(
-        "--resume", metavar="RUN", help="go on with a run that was interrupted; takes --steps, --minutes or --tokens, no more"
+        "--resume",
+        metavar="RUN",
+        help="go on with a run that was interrupted; takes a length and no more",
     )
 
     evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")

@@ -127,7 +127,7 @@ def _resumed(arguments: argparse.Namespace) -> Any:
     for name, value in vars(arguments).items():
         if name not in left_out and value != getattr(plain, name):
             raise LLMGymError(
-                f"--resume takes everything but --steps, --minutes and --tokens from the run; leave out {name}={value!r}"
+                f"--resume takes everything but the length of training from the run; leave out {name}={value!r}"
             )
     return resume(Path(arguments.resume), arguments.steps, arguments.minutes, arguments.tokens)
 
