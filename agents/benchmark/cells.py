@@ -154,9 +154,7 @@ def _play(cell: Cell, plan: Plan, contestant: Contestant, progress: Progress) ->
 # -------------------------------------------------------------------- their parts
 
 
-def _write(
-    cell: Cell, contestant: Contestant, agent: Agent | None, progress: Progress
-) -> tuple[Evaluation, float]:
+def _write(cell: Cell, contestant: Contestant, agent: Agent | None, progress: Progress) -> tuple[Evaluation, float]:
     """Let an agent write about the held-out documents; return what it wrote, and its tokens a second."""
     env_kwargs = contestant.env_kwargs(cell.env)
     task = find_task(cell.env)
@@ -178,9 +176,7 @@ def _agent(contestant: Contestant, envs: Any, seed: int) -> Agent:
     return load_policy(contestant.source, envs, contestant.best_of, seed)
 
 
-def _divergence(
-    cell: Cell, plan: Plan, contestant: Contestant, evaluation: Evaluation, temperature: float
-) -> float:
+def _divergence(cell: Cell, plan: Plan, contestant: Contestant, evaluation: Evaluation, temperature: float) -> float:
     """Return the mean over texts of log p(agent) - log p(untrained policy), in nats."""
     untrained: PolicySource = replace(find_policy(plan.policy), temperature=temperature)
     envs = make_envs(cell.env, 1, "test", contestant.env_kwargs(cell.env))

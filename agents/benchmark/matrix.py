@@ -104,8 +104,8 @@ def find_contestant(name: str, policy: str) -> Contestant:
 
     Args:
         name: An algorithm (it is trained); `untrained`, `greedy`, `best-of-N` (the policy as it is); `random`,
-            `reference`; `http://host/v1#model` (an endpoint that is asked); `module:Class` (see `agents.benchmark.own`);
-            else a run folder, a model folder or a model's name.
+            `reference`; `http://host/v1#model` (an endpoint that is asked); `module:Class`
+            (see `agents.benchmark.own`); else a run folder, a model folder or a model's name.
         policy: The model or run that training starts from.
     """
     source = find_policy(policy)

@@ -16,7 +16,6 @@ from agents.comparison import pooled, win_rates
 from agents.curve import smoothed
 from agents.evaluate import Evaluation
 from llm_gym.aggregate import Band, bootstrap, interquartile_mean, performance_profile, probability_of_improvement
-from llm_gym.registration import find_task
 
 SCORES = ("feedback", "judge")
 """What is normalised: what training is paid by, and what it never sees."""
@@ -40,7 +39,9 @@ class Outcome:
         self.result: dict[str, Any] = _read(cell.folder / RESULT) if self.state == "done" else {}
         self.error = read_error(cell)
         path = cell.folder / "metrics.jsonl"
-        self.metrics = [json.loads(line) for line in path.read_text().splitlines()] if self.result and path.exists() else []
+        self.metrics = (
+            [json.loads(line) for line in path.read_text().splitlines()] if self.result and path.exists() else []
+        )
 
     def evaluation(self) -> Evaluation:
         """Return what the agent wrote about the held-out documents."""
@@ -152,7 +153,9 @@ def _band(band: Band) -> dict[str, list[float | None]]:
 
 def _environment(plan: Plan, outcomes: Sequence[Outcome], env: str) -> dict[str, Any]:
     """Return a row for each agent: means over its seeds, and win rates against the untrained policy."""
-    done = {agent: [o for o in outcomes if o.result and (o.cell.env, o.cell.agent) == (env, agent)] for agent in plan.agents}
+    done = {
+        agent: [o for o in outcomes if o.result and (o.cell.env, o.cell.agent) == (env, agent)] for agent in plan.agents
+    }
     written = {agent: pooled([o.evaluation() for o in mine]) for agent, mine in done.items() if mine}
     rows = {}
     for agent, evaluation in written.items():
@@ -227,8 +230,6 @@ def _notes(plan: Plan, outcomes: Sequence[Outcome], usable: dict[str, list[str]]
             if env not in usable[name]:
                 notes.append(f"{env}: by {label} the reference is not better than the untrained policy, so nothing is "
                              "normalised there.")  # fmt: skip
-    if any(find_task(env).verifiable for env in plan.envs):
-        notes.append("Where answers are verifiable, training feedback reads them, and the reference may be its ceiling.")
     if plan.seeds < 3:
         notes.append(f"{plan.seeds} seed{'s' * (plan.seeds > 1)}: intervals over so few runs are rough; take five for "
                      "a claim.")  # fmt: skip

@@ -26,8 +26,8 @@ from llm_gym.errors import LLMGymError
 def run_benchmark(plan: Plan, out: Path, board: Board | None = None) -> list[Cell]:
     """Run what is missing or has failed, one cell after another.
 
-    A benchmark in `out` that was begun before is gone on with, and may grow by agents, environments and seeds. Killed at
-    any moment, it leaves whole files; its cells in between go on from their checkpoints.
+    A benchmark in `out` that was begun before is gone on with, and may grow by agents, environments and seeds. Killed
+    at any moment, it leaves whole files; a cell that was being trained goes on from its last checkpoint.
 
     Args:
         plan: From `make_plan`.
