@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from agents.algorithms import ALGORITHMS
+from agents.benchmark.own import find_class
 from agents.evaluate import AGENTS, PolicySource, environment_arguments, find_policy
-from agents.training import MINUTES
+from agents.recorder import MINUTES
+from agents.speaker import EndpointAgent
 from llm_gym.data.files import write_aside
 from llm_gym.errors import LLMGymError
+from llm_gym.models.load import load_tokenizer
 from llm_gym.registration import find_task
 
 PLAN = "benchmark.json"
@@ -133,12 +136,20 @@ def make_plan(agents: Sequence[str], envs: Sequence[str], **settings: Any) -> Pl
     if settings.get("minutes") is None and settings.get("tokens") is None:
         settings["minutes"] = MINUTES
     plan = Plan(_once((*BASELINES, *agents)), _once(envs), **settings)
+    for env in plan.envs:
+        find_task(env)
     for agent in plan.agents:
-        contestant = find_contestant(agent, plan.policy)
-        for env in plan.envs:
-            find_task(env)
-            contestant.env_kwargs(env)  # loads the tokenizer, so that an unknown model is told before anything runs
+        _check(find_contestant(agent, plan.policy))
     return plan
+
+
+def _check(contestant: Contestant) -> None:
+    """See to it that a slip in a name is told before anything runs."""
+    load_tokenizer(contestant.source.model)
+    if contestant.kind == "own":
+        find_class(contestant.name)
+    if contestant.kind == "endpoint":
+        EndpointAgent(None, contestant.name)
 
 
 def joined(old: Plan, new: Plan) -> Plan:

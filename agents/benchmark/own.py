@@ -25,30 +25,34 @@ UNLIMITED = 10**12
 
 
 def find_class(name: str) -> Any:
-    """Return the class behind `module:Class`.
+    """Return the class behind `module:Class`, or a function that makes such an agent.
 
     Raises:
-        LLMGymError: There is none, or it does not predict.
+        LLMGymError: There is none.
     """
     module, _, attribute = name.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise LLMGymError(
             f"agent {name!r} cannot be loaded ({error}); expected 'module:Class', where Python finds the module "
             "(PYTHONPATH=. for one in this folder)"
         ) from error
-    if not callable(getattr(cls, "predict", None)):
-        raise LLMGymError(f"agent {name!r} has no predict(observation, state, episode_start, deterministic)")
-    return cls
 
 
 def make_agent(name: str, env: VecEnv, seed: int) -> Any:
-    """Return an agent of the class, ready to learn or to predict."""
+    """Return an agent of the class, ready to learn or to predict.
+
+    Raises:
+        LLMGymError: It does not predict.
+    """
     cls = find_class(name)
     set_random_seed(seed)  # what it draws from the global generators is nobody else's: a cell has its own process
     env.action_space.seed(seed)
-    return cls(env, **({"seed": seed} if "seed" in inspect.signature(cls).parameters else {}))
+    agent = cls(env, **({"seed": seed} if "seed" in inspect.signature(cls).parameters else {}))
+    if not callable(getattr(agent, "predict", None)):
+        raise LLMGymError(f"agent {name!r} has no predict(observation, state, episode_start, deterministic)")
+    return agent
 
 
 def learn(agent: Any, env: BudgetEnv) -> None:

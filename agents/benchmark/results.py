@@ -14,8 +14,9 @@ from agents.benchmark.cells import RESULT, read_error, read_evaluation, state
 from agents.benchmark.matrix import REFERENCE, UNTRAINED, Cell, Plan, read_plan
 from agents.comparison import pooled, win_rates
 from agents.curve import smoothed
-from agents.evaluate import Evaluation
+from agents.evaluate import CONFIG, Evaluation
 from llm_gym.aggregate import Band, bootstrap, interquartile_mean, performance_profile, probability_of_improvement
+from llm_gym.registration import find_task
 
 SCORES = ("feedback", "judge")
 """What is normalised: what training is paid by, and what it never sees."""
@@ -76,6 +77,7 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "plan": asdict(plan),
         "versions": _distinct(outcome.result.get("versions") for outcome in outcomes),
         "devices": _distinct(outcome.result.get("device") for outcome in outcomes),
+        "configs": {env: _config(outcomes, env) for env in plan.envs},
         "scales": {name: {env: s and list(s) for env, s in scales[name].items()} for name in SCORES},
         "cells": [_row(outcome, scales) for outcome in outcomes],
         "environments": {env: _environment(plan, outcomes, env) for env in plan.envs},
@@ -87,6 +89,19 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------- cells
+
+
+def _config(outcomes: Sequence[Outcome], env: str) -> dict[str, Any]:
+    """Return what all agents of an environment are judged by, and with what those of ours were trained."""
+    task = find_task(env)
+    found: dict[str, Any] = {"feedback": task.feedback, "judge": task.judge}
+    for outcome in outcomes:
+        path = outcome.cell.folder / CONFIG
+        if outcome.result and outcome.cell.env == env and path.exists():
+            config = _read(path)
+            kept = {name: config[name] for name in ("n_envs", "settings", "policy")}
+            found.setdefault("training", {}).setdefault(outcome.cell.agent, kept)
+    return found
 
 
 def _row(outcome: Outcome, scales: dict[str, dict[str, tuple[float, float] | None]]) -> dict[str, Any]:

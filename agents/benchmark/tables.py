@@ -57,16 +57,16 @@ def environment(summary: dict[str, Any], env: str) -> Table:
 
 def cells(summary: dict[str, Any]) -> Table:
     """Return every cell's raw scores."""
-    header = ("environment", "agent", "seed", "training feedback", "second judge", "normalised", "normalised judge",
-              "KL", "updates", "tokens", "seconds", "state")  # fmt: skip
+    header = ("environment", "agent", "seed", "feedback", "normalised", "second judge", "normalised", "KL", "updates",
+              "tokens", "seconds", "state")  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for cell in summary["cells"]:
         found, training = cell["measures"] or {}, cell["training"] or {}
-        scores = (number(found.get("feedback"), 3), number(found.get("judge"), 3))
-        normal = (number(cell["normalised"]["feedback"], 3), number(cell["normalised"]["judge"], 3))
+        scores = [(found.get(n), cell["normalised"][n]) for n in ("feedback", "judge")]
+        values = [number(value, 3) for pair in scores for value in pair]
         learned = (number(training.get("updates"), 0), number(training.get("tokens"), 0))
         name = cell["env"].rpartition(":")[2]
-        row = (name, cell["agent"], str(cell["seed"]), *scores, *normal, number(cell["kl"]), *learned)
+        row = (name, cell["agent"], str(cell["seed"]), *values, number(cell["kl"]), *learned)
         rows.append((*row, number(cell["seconds"], 0), cell["state"]))
     return Table("Every cell", header, rows)
 
