@@ -39,16 +39,16 @@ class Speaker:
         """
         beginning = rows[obs["tokens_left"][rows, 0] == self.envs.max_new_tokens]
         for row, text in zip(beginning.tolist(), self.say(beginning) if len(beginning) else (), strict=True):
-            self._plans[row] = self._tokens(row, text)
+            self._plans[row] = self._ended(self.envs.encode(row, text))
         tokens = np.full((len(rows), most), -1)
         for place, row in enumerate(rows.tolist()):
             part, self._plans[row] = self._plans[row][:most], self._plans[row][most:]
             tokens[place, : len(part)] = part
         return tokens, np.zeros(tokens.shape, np.float32)
 
-    def _tokens(self, row: int, text: str) -> list[int]:
-        """Return a text as tokens, ended, or up to the cap where just the text fits."""
-        ids, cap = self.envs.encode(row, text), self.envs.max_new_tokens
+    def _ended(self, ids: list[int]) -> list[int]:
+        """Return the ids of a text with the token that ends it, within the cap of a turn."""
+        cap = self.envs.max_new_tokens
         return ids if len(ids) == cap else [*ids[: cap - 1], self.envs.single_action_space.stop_ids[0]]
 
 

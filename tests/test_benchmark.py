@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 import judge_server
 from agents.algorithms import ALGORITHMS
 from agents.benchmark.board import Board
 from agents.benchmark.cells import read_evaluation, state
-from agents.benchmark.matrix import Cell, Plan, find_contestant, make_plan, read_plan, slug
+from agents.benchmark.matrix import Cell, Plan, find_contestant, make_plan, read_plan, slug, write_plan
 from agents.benchmark.presets import PRESETS
 from agents.benchmark.report import write_report
 from agents.benchmark.runner import go_on, run_benchmark
@@ -252,20 +253,27 @@ def _untimed(out: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
-def test_a_benchmark_grows_but_does_not_change(bench: Path, tmp_path: Path, tiny_model: str) -> None:
+def test_a_benchmark_grows_but_does_not_change(tmp_path: Path, tiny_model: str) -> None:
     out = tmp_path / "grown"
-    shutil.copytree(bench, out)
-    asked = plan(tiny_model, "own_agents:Constant", seeds=2)
-    failed = run_benchmark(asked, out)
-    assert read_plan(out).seeds == 2 and set(read_plan(out).agents) == set(read_plan(bench).agents)
-    assert {c.agent for c in failed} == {f"own_agents:{name}" for name in ("Mended", "Dying", "Hostile", "Mute")}
-    assert state(cell(out, "grpo", 1)) == state(cell(out, "own_agents:Constant", 1)) == "done"
+    assert run_benchmark(plan(tiny_model, "random"), out) == []
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert run_benchmark(plan(tiny_model, "greedy", seeds=2), out) == []
+    grown = read_plan(out)
+    assert grown.seeds == 2 and grown.agents == ("untrained", "reference", "random", "greedy")
+    assert len(list(out.rglob("result.json"))) == 6 and before == {path: path.stat().st_mtime_ns for path in before}
     with pytest.raises(LLMGymError, match="begun with tokens=900, not 7"):
         run_benchmark(plan(tiny_model, "random", tokens=7), out)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(LLMGymError, match="exists and is no benchmark"):
-        run_benchmark(asked, tmp_path / "other")
+        run_benchmark(grown, tmp_path / "other")
+
+
+def test_a_benchmark_is_run_by_one_process_at_a_time(tmp_path: Path, tiny_model: str) -> None:
+    with FileLock(tmp_path / ".lock"):
+        write_plan(tmp_path, plan(tiny_model, "random"))
+        with pytest.raises(LLMGymError, match="being run by another process"):
+            go_on(tmp_path)
 
 
 def test_the_command_line_asks_for_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
