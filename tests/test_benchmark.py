@@ -26,7 +26,7 @@ from agents.benchmark.cells import read_evaluation, state
 from agents.benchmark.matrix import Cell, Plan, find_contestant, make_plan, read_plan, slug, write_plan
 from agents.benchmark.presets import PRESETS
 from agents.benchmark.report import write_report
-from agents.benchmark.runner import go_on, run_benchmark
+from agents.benchmark.runner import run_benchmark
 from agents.evaluate import environment_arguments, find_policy, make_envs
 from llm_gym.cli import main
 from llm_gym.errors import LLMGymError
@@ -228,7 +228,7 @@ def test_a_benchmark_that_is_killed_goes_on_as_if_nothing_had_been(tmp_path: Pat
     done = (cell(cut, "untrained").folder / "result.json").stat().st_mtime_ns
     rows = metrics.read_text().splitlines()
 
-    assert go_on(cut) == []
+    assert run_benchmark(read_plan(cut), cut) == []
     assert done == (cell(cut, "untrained").folder / "result.json").stat().st_mtime_ns
     assert metrics.read_text().splitlines()[:2] == rows[:2]  # with their timings: they were not made again
     assert run_benchmark(plan(tiny_model, "grpo", "random", tokens=1500), whole) == []
@@ -273,7 +273,7 @@ def test_a_benchmark_is_run_by_one_process_at_a_time(tmp_path: Path, tiny_model:
     with FileLock(tmp_path / ".lock"):
         write_plan(tmp_path, plan(tiny_model, "random"))
         with pytest.raises(LLMGymError, match="being run by another process"):
-            go_on(tmp_path)
+            run_benchmark(read_plan(tmp_path), tmp_path)
 
 
 def test_the_command_line_asks_for_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

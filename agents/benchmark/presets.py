@@ -17,10 +17,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "cpu": {
         "agents": ("greedy", "best-of-4", "grpo", "rloo"),
-        "envs": ("TextSummary-v0", "QuestionAnswering-v0"),
+        "envs": ("TextSummary-v0", "SentimentMonitoring-v0"),
         "seeds": 3,
         "policy": "smollm2-135m",
-        "minutes": 4.0,
+        "tokens": 8_000,
     },
     "full": {
         "agents": ("random", "greedy", "best-of-4", *ALGORITHMS),

@@ -245,6 +245,9 @@ def _notes(plan: Plan, outcomes: Sequence[Outcome], usable: dict[str, list[str]]
             if env not in usable[name]:
                 notes.append(f"{env}: by {label} the reference is not better than the untrained policy, so nothing is "
                              "normalised there.")  # fmt: skip
+    for name, what in (("versions", "versions of packages"), ("device", "devices")):
+        if len(_distinct(o.result.get(name) for o in outcomes)) > 1:
+            notes.append(f"Cells were run with different {what}; see the end of the page.")
     if plan.seeds < 3:
         notes.append(f"{plan.seeds} seed{'s' * (plan.seeds > 1)}: intervals over so few runs are rough; take five for "
                      "a claim.")  # fmt: skip

@@ -18,9 +18,11 @@ from rich.console import Console
 
 from agents.benchmark.board import Board
 from agents.benchmark.cells import read_error, run_cell, state, write_error
-from agents.benchmark.matrix import PLAN, Cell, Plan, joined, make_plan, read_plan, write_plan
+from agents.benchmark.matrix import PLAN, Cell, Plan, joined, read_plan, write_plan
 from agents.progress import Progress
 from llm_gym.errors import LLMGymError
+
+LOCK = ".lock"
 
 
 def run_benchmark(plan: Plan, out: Path, board: Board | None = None) -> list[Cell]:
@@ -30,7 +32,7 @@ def run_benchmark(plan: Plan, out: Path, board: Board | None = None) -> list[Cel
     at any moment, it leaves whole files; a cell that was being trained goes on from its last checkpoint.
 
     Args:
-        plan: From `make_plan`.
+        plan: From `make_plan`; `read_plan(out)` to go on as it was asked for.
         out: Folder of the benchmark.
         board: Where to show it.
 
@@ -41,17 +43,17 @@ def run_benchmark(plan: Plan, out: Path, board: Board | None = None) -> list[Cel
         LLMGymError: The folder holds something else, or is being run already.
     """
     board = board or Board()
-    if (out / PLAN).exists():
-        plan = joined(read_plan(out), plan)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / PLAN).exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {LOCK}):
         raise LLMGymError(f"{out} exists and is no benchmark; pass another --out")
-    write_plan(out, plan)
-    cells = list(plan.cells(out))
+    out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(out / ".lock", timeout=0))
+            stack.enter_context(FileLock(out / LOCK, timeout=0))
         except Timeout as error:
             raise LLMGymError(f"the benchmark in {out} is being run by another process; wait for it") from error
+        plan = joined(read_plan(out), plan) if (out / PLAN).exists() else plan
+        write_plan(out, plan)
+        cells = list(plan.cells(out))
         stack.enter_context(board.showing(plan, {cell: state(cell) for cell in cells}))
         for cell in cells:
             if state(cell) != "done":
@@ -59,13 +61,6 @@ def run_benchmark(plan: Plan, out: Path, board: Board | None = None) -> list[Cel
                 _run_apart(cell, plan, board)
                 board.finish(cell, state(cell), read_error(cell))
     return [cell for cell in cells if state(cell) != "done"]
-
-
-def go_on(out: Path, board: Board | None = None) -> list[Cell]:
-    """Go on with a benchmark as it was asked for; see `run_benchmark`."""
-    old = read_plan(out)
-    settings = {"seeds": old.seeds, "policy": old.policy, "minutes": old.minutes, "tokens": old.tokens}
-    return run_benchmark(make_plan(old.agents, old.envs, **settings), out, board)
 
 
 def _run_apart(cell: Cell, plan: Plan, board: Board) -> None:
@@ -86,10 +81,16 @@ def _run_apart(cell: Cell, plan: Plan, board: Board) -> None:
         process.kill()
         process.join()
         receiver.close()
+    if (log := _log(cell)).exists() and not log.stat().st_size:
+        log.unlink()
     if process.exitcode and state(cell) == "open":
         end = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
         memory = "; was there too little memory?" if process.exitcode == -9 else ""
         write_error(cell.folder, f"the process of the cell ended with {end}{memory}")
+
+
+def _log(cell: Cell) -> Path:
+    return cell.folder.with_name(f"{cell.folder.name}.log")
 
 
 def _context() -> Any:
@@ -132,7 +133,7 @@ def _end_with_parent() -> None:
 def _keep_output(cell: Cell) -> None:
     """Let what libraries print go into a file beside the cell's folder, not over the display."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(cell.folder.with_name(f"{cell.folder.name}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(_log(cell), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number in (1, 2):
