@@ -107,7 +107,8 @@ def test_a_page_of_a_benchmark_that_has_hardly_begun(tmp_path: Path, tiny_model:
 
     write_plan(tmp_path, make_plan(["random"], [ENV], policy=tiny_model))
     written = write_report(tmp_path)
-    assert "7 of 7 cells not run yet" in written["notes"][0]
+    assert "7 of 7 cells have not been run yet" in written["notes"][0]
+    assert f"{ENV}: nothing is normalised before" in written["notes"][1]
     assert Page((tmp_path / "report.html").read_text()).addresses == []
 
 
@@ -128,6 +129,18 @@ def test_the_untrained_policy_has_zero_and_the_reference_one(summary: dict[str, 
     assert better["best-of-8"]["untrained"]["value"] == 1 and better["untrained"]["best-of-8"]["value"] == 0
     for profile in summary["aggregates"]["feedback"]["profile"].values():
         assert len(profile["value"]) == len(THRESHOLDS) and (np.diff(profile["value"]) <= 0).all()
+
+
+def test_what_is_half_run_is_aggregated_over_whole_seeds(bench: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    shutil.copytree(bench, out)
+    for agent in ("best-of-2", "untrained"):
+        shutil.rmtree(out / "TinyAnswer-v0" / f"{agent}-1")
+    found = summarise(*read_outcomes(out))
+    means = found["aggregates"]["feedback"]["interquartile_mean"]
+    assert means["best-of-2"]["low"] is None and means["best-of-8"]["low"] is not None
+    assert means["untrained"]["value"] == pytest.approx(0)
+    assert {row[0]: row[-1] for row in tables.overview(found).rows}["best-of-2"] == "1 of 2"
 
 
 def test_an_environment_says_what_texts_are_like(summary: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return all that the report shows but the texts.
 
     Scores are normalised in each environment so that the untrained policy has 0 and the reference 1. What is aggregated
-    leaves out environments in which the reference is not better than the untrained policy, and agents that lack a cell.
+    leaves out environments in which the reference is not better than the untrained policy, and agents that failed.
     """
     scales = {name: {env: _scale(outcomes, env, name) for env in plan.envs} for name in SCORES}
     usable = {name: [env for env in plan.envs if scales[name][env]] for name in SCORES}
@@ -114,11 +114,14 @@ def _row(outcome: Outcome, scales: dict[str, dict[str, tuple[float, float] | Non
 
 def _scale(outcomes: Sequence[Outcome], env: str, name: str) -> tuple[float, float] | None:
     """Return what the untrained policy and the reference have, None unless the latter is better."""
-    ends = []
-    for agent in (UNTRAINED, REFERENCE):
-        values = [o.measure(name) for o in outcomes if (o.cell.env, o.cell.agent) == (env, agent)]
-        ends.append(float(np.mean(values)) if values else np.nan)
-    return (ends[0], ends[1]) if ends[1] > ends[0] else None
+    ends = [_mean(o.measure(name) for o in _of(outcomes, env, agent)) for agent in (UNTRAINED, REFERENCE)]
+    known = ends[0] is not None and ends[1] is not None and ends[1] > ends[0]
+    return (ends[0], ends[1]) if known else None  # type: ignore[return-value]
+
+
+def _of(outcomes: Sequence[Outcome], env: str, agent: str) -> list[Outcome]:
+    """Return an agent's cells in an environment that are done."""
+    return [o for o in outcomes if o.result and (o.cell.env, o.cell.agent) == (env, agent)]
 
 
 def _normal(value: float, scale: tuple[float, float] | None) -> float:
@@ -131,14 +134,19 @@ def _normal(value: float, scale: tuple[float, float] | None) -> float:
 def _tables(
     plan: Plan, outcomes: Sequence[Outcome], name: str, envs: list[str], scales: dict[str, tuple[float, float] | None]
 ) -> dict[str, np.ndarray]:
-    """Return the normalised scores `(runs, environments)` of each agent that has all of them."""
+    """Return the normalised scores `(runs, environments)` of each agent: its seeds that are done in all environments.
+
+    An agent that failed has none: what fails is not chance, and would be left out where an agent is at its worst.
+    """
     tables = {}
     for agent in plan.agents:
         mine = [o for o in outcomes if o.cell.agent == agent]
-        rows = [[_normal(o.measure(name), scales[env]) for o in mine if o.cell.env == env] for env in envs]
-        table = np.array(rows).T
-        if table.size and np.isfinite(table).all():
-            tables[agent] = table
+        found = {(o.cell.env, o.cell.seed): _normal(o.measure(name), scales[o.cell.env]) for o in mine}
+        seeds = dict.fromkeys(o.cell.seed for o in mine)
+        rows = [[found[env, seed] for env in envs] for seed in seeds]
+        rows = [row for row in rows if row and np.isfinite(row).all()]
+        if rows and not any(o.state == "failed" for o in mine):
+            tables[agent] = np.array(rows)
     return tables
 
 
@@ -168,9 +176,7 @@ def _band(band: Band) -> dict[str, list[float | None]]:
 
 def _environment(plan: Plan, outcomes: Sequence[Outcome], env: str) -> dict[str, Any]:
     """Return a row for each agent: means over its seeds, and win rates against the untrained policy."""
-    done = {
-        agent: [o for o in outcomes if o.result and (o.cell.env, o.cell.agent) == (env, agent)] for agent in plan.agents
-    }
+    done = {agent: _of(outcomes, env, agent) for agent in plan.agents}
     written = {agent: pooled([o.evaluation() for o in mine]) for agent, mine in done.items() if mine}
     rows = {}
     for agent, evaluation in written.items():
@@ -234,14 +240,19 @@ def _by_point(series: np.ndarray) -> np.ndarray:
 
 def _notes(plan: Plan, outcomes: Sequence[Outcome], usable: dict[str, list[str]]) -> list[str]:
     notes = []
-    for kind, what in (("failed", "failed"), ("open", "not run yet")):
-        missing = [o.cell.title for o in outcomes if o.state == kind]
-        if missing:
-            notes.append(f"{len(missing)} of {len(outcomes)} cells {what}: {', '.join(missing)}.")
-    if any(o.state != "done" for o in outcomes):
-        notes.append("An agent that lacks a cell has no aggregate; its other cells are in the tables.")
-    for name, label in (("feedback", "training feedback"), ("judge", "the second judge")):
-        for env in plan.envs:
+    failed = [o.cell.title for o in outcomes if o.state == "failed"]
+    if failed:
+        notes.append(f"{len(failed)} of {len(outcomes)} cells failed: {', '.join(failed)}. An agent with a failed cell "
+                     "has no aggregate; its other cells are in the tables.")  # fmt: skip
+    left = sum(o.state == "open" for o in outcomes)
+    if left:
+        notes.append(f"{left} of {len(outcomes)} cells have not been run yet; aggregates are over the seeds that an "
+                     "agent has finished everywhere.")  # fmt: skip
+    for env in plan.envs:
+        if not all(_of(outcomes, env, agent) for agent in (UNTRAINED, REFERENCE)):
+            notes.append(f"{env}: nothing is normalised before the untrained policy and the reference are done.")
+            continue
+        for name, label in (("feedback", "training feedback"), ("judge", "the second judge")):
             if env not in usable[name]:
                 notes.append(f"{env}: by {label} the reference is not better than the untrained policy, so nothing is "
                              "normalised there.")  # fmt: skip
