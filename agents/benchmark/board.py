@@ -62,15 +62,18 @@ class Board:
         self._rewards: list[float | None] = []
         self._left: float | None = None
 
-    def tell(self, stage: str, row: dict[str, Any] | None = None, seconds_left: float | None = None) -> None:
+    def tell(
+        self, stage: str, row: dict[str, Any] | None = None, goal: str = "", seconds_left: float | None = None
+    ) -> None:
         """Show what the cell is at.
 
         Args:
             stage: In words.
             row: Of the metrics, after an update.
+            goal: What training stops at.
             seconds_left: Of training, if known.
         """
-        self._stage, self._left = stage, seconds_left
+        self._stage, self._goal, self._left = stage, goal, seconds_left
         if row is not None:
             self._rewards.append(row["reward"])
 
@@ -102,5 +105,5 @@ class Board:
         if self._rewards:
             parts.append(f"reward {number(self._rewards[-1])} {sparkline(self._rewards[-32:])}")
         if self._left is not None:
-            parts.append(f"{clock(self._left)} of training left")
+            parts.append(f"{clock(self._left)} left of {self._goal}")
         return " · ".join(parts)

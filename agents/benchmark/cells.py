@@ -176,8 +176,12 @@ def _agent(contestant: Contestant, envs: Any, seed: int) -> Agent:
     return load_policy(contestant.source, envs, contestant.best_of, seed)
 
 
-def _divergence(cell: Cell, plan: Plan, contestant: Contestant, evaluation: Evaluation, temperature: float) -> float:
-    """Return the mean over texts of log p(agent) - log p(untrained policy), in nats."""
+def _divergence(
+    cell: Cell, plan: Plan, contestant: Contestant, evaluation: Evaluation, temperature: float
+) -> float | None:
+    """Return the mean over texts of log p(agent) - log p(untrained policy), in nats; None if the agent told no p."""
+    if any(e.log_probs is None for e in evaluation.episodes):
+        return None
     untrained: PolicySource = replace(find_policy(plan.policy), temperature=temperature)
     envs = make_envs(cell.env, 1, "test", contestant.env_kwargs(cell.env))
     reference: Any = load_policy(untrained, envs)

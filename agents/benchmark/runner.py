@@ -160,4 +160,4 @@ class Telling(Progress):
 
     def update(self, row: dict[str, Any], goal: str, seconds_left: float | None) -> None:
         """Tell a finished update."""
-        self.tell(f"update {row['update']} of {goal}", row, seconds_left)
+        self.tell(f"update {row['update']}", row, goal, seconds_left)
