@@ -19,11 +19,14 @@ from llm_gym.errors import LLMGymError
 
 CHAIN = "chain.json"
 FORMAT = 1
-KEYS = ("algo", "steps", "minutes", "hyperparams")
+LENGTHS: dict[str, Any] = {"steps": int, "minutes": int | float, "tokens": int}
+KEYS = ("algo", *LENGTHS, "hyperparams")
 
 
 def read_chain(path: str | Path, env: str) -> list[dict[str, Any]]:
-    """Return the stages of a YAML file: a list of `algo`, and optionally `steps` or `minutes` and `hyperparams`.
+    """Return the stages of a YAML file: a list of `algo`, and optionally a length and `hyperparams`.
+
+    A length is `steps`, `minutes` or `tokens`, as of `train`.
 
     Args:
         path: The file.
@@ -52,11 +55,11 @@ def read_chain(path: str | Path, env: str) -> list[dict[str, Any]]:
 
 
 def _check_length(where: str, stage: dict[str, Any]) -> None:
-    steps, minutes = stage.get("steps"), stage.get("minutes")
-    if steps is not None and minutes is not None:
-        raise LLMGymError(f"{where} has both steps and minutes; give one of them")
-    for name, value, kinds in (("steps", steps, int), ("minutes", minutes, int | float)):
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or value <= 0):
+    given = {name: stage[name] for name in LENGTHS if stage.get(name) is not None}
+    if len(given) > 1:
+        raise LLMGymError(f"{where} has {' and '.join(given)}; give one of them")
+    for name, value in given.items():
+        if not isinstance(value, LENGTHS[name]) or isinstance(value, bool) or value <= 0:
             raise LLMGymError(f"{where}: {name}={value!r} must be positive")
 
 

@@ -37,33 +37,35 @@ class LimitReached(Exception):  # noqa: N818
 
 
 class Limit:
-    """When to stop: after a number of updates, or before the one that would overrun a number of minutes."""
+    """When to stop: after a number of updates, or before the one that would overrun a number of minutes or tokens."""
 
-    def __init__(self, steps: int | None, minutes: float | None) -> None:
-        self.steps = steps
-        self.seconds = None if steps is not None else 60 * (MINUTES if minutes is None else minutes)
-        self.goal = f"{steps} updates" if steps is not None else f"{self.seconds / 60:g} minutes"  # type: ignore[operator]
+    def __init__(self, steps: int | None, minutes: float | None, tokens: int | None = None) -> None:
+        if steps is not None:
+            self.most, self.goal = float(steps), f"{steps} updates"
+        elif tokens is not None:
+            self.most, self.goal = float(tokens), f"{tokens:,} tokens"
+        else:
+            self.most = 60 * (MINUTES if minutes is None else minutes)
+            self.goal = f"{self.most / 60:g} minutes"
+        self.steps, self.tokens = steps, None if steps is not None else tokens
 
-    def reached(self, updates: int, elapsed: float) -> bool:
+    def spent(self, updates: int, elapsed: float, tokens: int) -> float:
+        """Return how much of the limit has been spent, in its unit."""
+        return elapsed if self.steps is None and self.tokens is None else updates if self.tokens is None else tokens
+
+    def reached(self, updates: int, elapsed: float, tokens: int) -> bool:
         """Return whether to stop after `updates` in `elapsed` seconds; the first update is always made."""
-        if self.steps is not None:
-            return updates >= self.steps
-        assert self.seconds is not None
-        return updates > 0 and elapsed + elapsed / updates > self.seconds
+        spent = self.spent(updates, elapsed, tokens)
+        return updates > 0 and spent + spent / updates > self.most
 
-    def left(self, updates: int, elapsed: float) -> float:
+    def left(self, updates: int, elapsed: float, tokens: int) -> float:
         """Return the seconds that are probably left."""
-        if self.steps is not None:
-            return elapsed / updates * (self.steps - updates)
-        assert self.seconds is not None
-        return max(0.0, self.seconds - elapsed)
+        spent = self.spent(updates, elapsed, tokens)
+        return max(0.0, elapsed / spent * (self.most - spent))
 
-    def remaining(self, updates: int, elapsed: float) -> float:
+    def remaining(self, updates: int, elapsed: float, tokens: int) -> float:
         """Return the share of training that is left, 1 at the start: what schedules fall with."""
-        if self.steps is not None:
-            return max(0.0, 1 - updates / self.steps)
-        assert self.seconds is not None
-        return max(0.0, 1 - elapsed / self.seconds)
+        return max(0.0, 1 - self.spent(updates, elapsed, tokens) / self.most)
 
 
 class Latest(KVWriter):
@@ -129,10 +131,13 @@ class Recorder(BaseCallback):
 
     def remaining(self) -> float:
         """Return the share of training that is left."""
-        return self.limit.remaining(len(self.rows), self._elapsed())
+        return self.limit.remaining(len(self.rows), self._elapsed(), self._written())
 
     def _elapsed(self) -> float:
         return self._before + time.monotonic() - self._started
+
+    def _written(self) -> int:
+        return self.rows[-1]["tokens_total"] if self.rows else 0
 
     def _on_training_start(self) -> None:
         if not self.rows:
@@ -143,7 +148,8 @@ class Recorder(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._row:
             self._finish_update()
-        if self.limit.reached(len(self.rows), self._elapsed()) or (self.early_stop and self.diverged is not None):
+        spent = self.limit.reached(len(self.rows), self._elapsed(), self._written())
+        if spent or (self.early_stop and self.diverged is not None):
             if len(self.rows) % SAMPLE_EVERY:
                 self._write_samples()
             raise LimitReached
@@ -195,7 +201,7 @@ class Recorder(BaseCallback):
             self.diverged = row["update"]
             self.progress.say(f"update {self.diverged}: training feedback rises while the second judge falls")
         append_line(self.folder / "metrics.jsonl", row)
-        self.progress.update(row, self.limit.goal, self.limit.left(len(self.rows), elapsed))
+        self.progress.update(row, self.limit.goal, self.limit.left(len(self.rows), elapsed, self._written()))
         if len(self.rows) % SAMPLE_EVERY == 0:
             self._write_samples()
         if isinstance(self.model, TextAlgorithm):

@@ -8,50 +8,32 @@ from typing import Any
 import numpy as np
 
 from agents.rollout import play
+from agents.speaker import Speaker
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 
 
-class ReferenceAgent:
-    """Writes the reference of each row, in a conversation its author's answer to what was asked last.
+class ReferenceAgent(Speaker):
+    """Says the reference of each row, in a conversation its author's answer to what was asked last.
 
-    Args:
-        envs: The `TextVectorEnv` that it is going to act in; it looks up there which example a row is about.
+    It looks up in the environment which example a row is about.
     """
-
-    def __init__(self, envs: Any) -> None:
-        self.envs = envs
-        self._plans: dict[int, list[int]] = {}
-
-    def write(
-        self, obs: dict[str, np.ndarray], rows: np.ndarray, most: int, deterministic: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the next tokens of each row's text, and log-probabilities 0; see `LLMPolicy.write`.
-
-        Raises:
-            LLMGymError: An example has no reference.
-        """
-        tokens = np.full((len(rows), most), -1)
-        for place, row in enumerate(rows.tolist()):
-            if obs["tokens_left"][row, 0] == self.envs.max_new_tokens:  # a turn begins
-                self._plans[row] = self._plan(row)
-            part, self._plans[row] = self._plans[row][:most], self._plans[row][most:]
-            tokens[place, : len(part)] = part
-        return tokens, np.zeros(tokens.shape, np.float32)
 
     def turn(self, row: int) -> str | None:
         """Return what to say now in `row`, or None where the data has nothing."""
         return self.envs.reference_turn(row)
 
-    def _plan(self, row: int) -> list[int]:
-        text = self.turn(row)
-        if text is None:
-            raise LLMGymError("the data has no references for this agent to say; give a file that has them")
-        return self._ended(self.envs.encode(row, text))
+    def say(self, rows: np.ndarray) -> Sequence[str]:
+        """Return the references.
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        """Return the ids of a text with the token that ends it, within the cap of a turn."""
-        return [*ids[: self.envs.max_new_tokens - 1], self.envs.single_action_space.stop_ids[0]]
+        Raises:
+            LLMGymError: An example has none.
+        """
+        texts = [self.turn(row) for row in rows.tolist()]
+        known = [text for text in texts if text is not None]
+        if len(known) < len(texts):
+            raise LLMGymError("the data has no references for this agent to say; give a file that has them")
+        return known
 
 
 class Reciter(ReferenceAgent):

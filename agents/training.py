@@ -63,7 +63,8 @@ class TrainArguments:
         partner: Who answers in a conversation; None for the script.
         temperature: Of sampling; None for that of the run which `policy` goes on from, or 1.
         steps: Training updates, or None.
-        minutes: Minutes of training, or None; ten if `steps` is None too.
+        minutes: Minutes of training, or None; ten if `steps` and `tokens` are None too.
+        tokens: Tokens to write in training, or None.
         seed: Of everything drawn.
         hyperparams: Changes to the algorithm's hyper-parameters (`agents.algorithms.hyperparameters`).
         early_stop: Whether to stop once training feedback rises while the second judge falls.
@@ -80,6 +81,7 @@ class TrainArguments:
     temperature: float | None = None
     steps: int | None = None
     minutes: float | None = None
+    tokens: int | None = None
     seed: int = 0
     hyperparams: dict[str, Any] = field(default_factory=dict)
     early_stop: bool = False
@@ -127,7 +129,11 @@ def train(arguments: TrainArguments, progress: Progress | None = None) -> Run:
 
 
 def resume(
-    folder: Path, steps: int | None = None, minutes: float | None = None, progress: Progress | None = None
+    folder: Path,
+    steps: int | None = None,
+    minutes: float | None = None,
+    tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> Run:
     """Go on with a run from its last checkpoint, exactly as if it had not been interrupted.
 
@@ -135,14 +141,15 @@ def resume(
         folder: The run folder.
         steps: Updates in all, another number than the run was to make; None for that.
         minutes: Minutes in all, likewise.
+        tokens: Tokens in all, likewise.
         progress: Where to show it.
 
     Raises:
         LLMGymError: No run, or one of an algorithm that leaves no checkpoints, or of other package versions.
     """
     config = _config_of(folder)
-    if steps is not None or minutes is not None:
-        config.update(steps=steps, minutes=minutes)
+    if (steps, minutes, tokens) != (None, None, None):
+        config.update(steps=steps, minutes=minutes, tokens=tokens)
     return _train(folder, config, progress or Progress())
 
 
@@ -181,7 +188,7 @@ def _train(folder: Path, config: dict[str, Any], progress: Progress) -> Run:
 
     before = measure("before")
     samples = make_envs(config["env"], config["n_envs"], "validation", env_kwargs)
-    limit = Limit(config["steps"], config["minutes"])
+    limit = Limit(config["steps"], config["minutes"], config.get("tokens"))
     recorder = Recorder(folder, limit, progress, samples, judge, config["early_stop"])
     if isinstance(model, TextAlgorithm):
         recorder.go_on(*checkpoint.load_checkpoint(folder, model))
@@ -218,13 +225,15 @@ def _config(arguments: TrainArguments, source: PolicySource, env_kwargs: dict[st
         "policy": {**policy, "hub_id": hub_id(source.model)},
         "seed": arguments.seed,
         "steps": arguments.steps,
-        "minutes": arguments.minutes if arguments.steps or arguments.minutes else MINUTES,
+        "minutes": arguments.minutes if arguments.steps or arguments.minutes or arguments.tokens else MINUTES,
+        "tokens": arguments.tokens,
         "early_stop": arguments.early_stop,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what a run depends on."""
     return {
         "llm_gym": llm_gym.__version__,
         "python": platform.python_version(),
@@ -243,7 +252,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise LLMGymError(f"{folder} was written by another version of llm_gym; train again, or use that version")
     if config["algo"].startswith("sb3-"):
         raise LLMGymError(f"{folder} is a run of {config['algo']}, which leaves no checkpoints; train again")
-    if config["versions"] != (now := _versions()):
+    if config["versions"] != (now := versions()):
         changed = ", ".join(
             f"{name} {old} -> {now.get(name)}" for name, old in config["versions"].items() if old != now.get(name)
         )
@@ -282,11 +291,12 @@ def _timesteps(model: Any, limit: Limit) -> int:
     """Return what to ask `learn` for: more than the limit allows, and what SB3's schedules fall by."""
     if isinstance(model, TextAlgorithm):
         return 10**12
-    if limit.steps is None:
+    rollout = model.n_steps * model.n_envs  # one more, before which the limit ends the run
+    if limit.steps is None and limit.tokens is None:
         if callable(model.learning_rate):
             raise LLMGymError("a learning rate that falls needs --steps here: SB3's schedules follow a number of steps")
         return 10**12
-    return (limit.steps + 1) * model.n_steps * model.n_envs  # one more, before which the limit ends the run
+    return (limit.tokens or limit.steps * rollout) + rollout  # type: ignore[operator]
 
 
 def _report(

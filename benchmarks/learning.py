@@ -16,17 +16,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from agents.comparison import bound, divergences, measures, win_rates
 from agents.curve import smoothed
 from agents.evaluate import (
     TEXTS,
@@ -41,13 +40,9 @@ from agents.evaluate import (
 )
 from agents.rollout import play
 from llm_gym.data import load_examples
-from llm_gym.episode import Episode
 from llm_gym.feedback import build
-from llm_gym.feedback.rules import copied_share, words
-from llm_gym.feedback.vocabulary import Distinct
-from llm_gym.models.packing import Segment, pack
 from llm_gym.registration import find_task
-from llm_gym.statistics import Estimate, win_rate, wins
+from llm_gym.statistics import Estimate
 
 CELLS = ("grpo-0", "grpo-1", "grpo-2", "rloo-0", "ppo-0", "a2c-0", "reinforce-0", "sft-0", "dpo-0",
          "distillation-0", "dqn-0")  # fmt: skip
@@ -113,39 +108,14 @@ def read(path: Path) -> Evaluation:
 
 def compared(before: Evaluation, after: Evaluation) -> list[str]:
     """Return the win rate of the texts after against those before, plain and at equal length."""
-    mine, theirs = grid(after, judgements(after)), grid(before, judgements(before))
-    longer = grid(after, sizes(after))[:, :, None] - grid(before, sizes(before))[:, None, :]
-    won = wins(mine, theirs)
-    return [shown(win_rate(won)), shown(win_rate(won, longer.reshape(won.shape)))]
-
-
-def judgements(evaluation: Evaluation) -> list[float]:
-    """Return the second judge's values."""
-    return [math.nan if score is None else score.value for score in evaluation.judged]
-
-
-def sizes(evaluation: Evaluation) -> list[float]:
-    """Return the numbers of words."""
-    return [float(len(words(e.text))) for e in evaluation.episodes]
-
-
-def grid(evaluation: Evaluation, values: list[float]) -> np.ndarray:
-    """Return values `(documents, texts)`."""
-    return np.array(values).reshape(evaluation.texts, -1).T
+    return [shown(estimate) for estimate in win_rates(after, before)]
 
 
 def measured(evaluation: Evaluation) -> list[str]:
     """Return feedback, second judge, copied share, distinct-2 and length."""
-    episodes = evaluation.episodes
-    # Over all texts together: a policy that says the same of every document is found out.
-    together = Episode({"id": "all"}, source="", text=" ".join(e.text for e in evaluation.firsts))
-    return [
-        f"{np.mean([e.reward for e in episodes]):.2f}",
-        f"{np.nanmean(judgements(evaluation)):.3f}",
-        f"{np.mean([copied_share(e.text, e.source) for e in episodes]):.3f}",
-        f"{Distinct(2)([together])[0]:.2f}",
-        f"{np.mean(sizes(evaluation)):.0f}",
-    ]
+    found = measures(evaluation)
+    places = {"feedback": 2, "judge": 3, "copied_share": 3, "distinct_2": 2, "words": 0}
+    return [f"{found[name]:.{digits}f}" for name, digits in places.items()]
 
 
 def shown(estimate: Estimate) -> str:
@@ -153,7 +123,6 @@ def shown(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-@torch.no_grad()
 def divergence(env: str, folder: Path, after: Evaluation) -> float:
     """Return the mean over texts of log p(trained) - log p(untrained), in nats; kept once it is known."""
     kept = folder / "divergence.json"
@@ -161,13 +130,8 @@ def divergence(env: str, folder: Path, after: Evaluation) -> float:
         source = find_policy(str(folder))
         envs = make_envs(env, 1, "test", environment_arguments(env, source))
         policy: Any = load_policy(source, envs)
-        spent = []
-        for e in after.episodes:
-            packed = pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask)]).to(policy.device)
-            with policy.reference():
-                _, reference, _ = policy.evaluate_actions(packed, packed.targets)
-            spent.append(float(e.log_probs[e.agent_mask].sum()) - float(reference.sum()))  # type: ignore[index]
-        kept.write_text(json.dumps(spent))
+        with policy.reference():
+            kept.write_text(json.dumps(divergences(after.episodes, policy)))
     return float(np.mean(json.loads(kept.read_text())))
 
 
@@ -189,8 +153,7 @@ def frontier(env: str, out: Path, only_table: bool) -> list[list[str]]:
         starts = range(TEXTS, most - n + 1, n)
         best = [choose(drawn, documents, range(start, start + n)) for start in starts][:TEXTS]
         chosen = Evaluation([e for b in best for e in b.episodes], [s for b in best for s in b.judged], len(best))
-        bound = math.log(n) - (n - 1) / n
-        rows.append([f"best of {n}", "", "", *compared(against, chosen), f"≤ {bound:.1f}", *measured(chosen)])
+        rows.append([f"best of {n}", "", "", *compared(against, chosen), f"≤ {bound(n):.1f}", *measured(chosen)])
     return rows
 
 

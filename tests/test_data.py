@@ -314,11 +314,15 @@ def test_a_split_column_is_used_and_its_values_are_checked(tmp_path):
     loaded = {split: [e["id"] for e in load_examples(path, split, TASK, None)] for split in ("train", "test")}
     assert loaded == {"train": ["d1", "d2"], "test": ["d0"]}
     assert len(load_examples(path, "all", TASK, None)) == 4
+    rows[1]["split"] = "all"
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    loaded = {split: [e["id"] for e in load_examples(path, split, TASK, None)] for split in ("train", "test", "all")}
+    assert loaded == {"train": ["d1", "d2"], "test": ["d0", "d1"], "all": ["d0", "d1", "d2", "d3"]}
     for value in ("dev", "", None, 1):
         rows[2]["split"] = value
         for split in ("train", "all"):
             message = error(write_jsonl(path, rows), split)
-            assert f"{path}:3" in message and "train, validation or test" in message
+            assert f"{path}:3" in message and "train, validation, test or all" in message
     del rows[2]["split"]
     assert f"{path}:3" in error(write_jsonl(path, rows))
 

@@ -12,6 +12,7 @@ from agents.recorder import Limit, diverging
 from llm_gym.cli.arguments import ALGOS, make_parser
 from llm_gym.errors import LLMGymError
 from llm_gym.registration import ENVIRONMENTS
+from llm_gym.tasks.ladder import LADDER
 
 
 def test_the_command_line_names_the_algorithms_without_loading_them() -> None:
@@ -22,7 +23,7 @@ def test_the_command_line_names_the_algorithms_without_loading_them() -> None:
 def test_every_file_has_a_default_and_known_environments_and_keys(algo: str) -> None:
     table = yaml.safe_load(files("agents").joinpath("hyperparams", f"{algo}.yml").read_text())
     assert table.pop("default")["n_envs"] > 0
-    assert set(table) <= set(ENVIRONMENTS)
+    assert set(table) <= {*ENVIRONMENTS, *LADDER}
     for env_id in ("Unknown-v0", *table):
         found = hyperparameters(algo, env_id)
         assert isinstance(found["policy_kwargs"], dict)
@@ -47,8 +48,8 @@ def test_keys_that_do_not_apply_are_errors() -> None:
 
 def test_schedules_fall_by_updates_or_by_time() -> None:
     assert learning_rate("lin_0.4")(0.25) == pytest.approx(0.1) and learning_rate("3e-4") == 3e-4
-    assert [Limit(4, None).remaining(n, 0.0) for n in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert Limit(None, 1.0).remaining(9, 45.0) == 0.25
+    assert [Limit(4, None).remaining(n, 0.0, 9) for n in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert Limit(None, 1.0).remaining(9, 45.0, 9) == 0.25
 
 
 def test_divergence_needs_both_to_move_beyond_chance() -> None:

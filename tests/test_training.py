@@ -163,12 +163,23 @@ def test_minutes_stop_before_the_update_that_would_overrun(tmp_path: Path, tiny_
 
 
 def test_limit_counts_updates_or_expected_seconds() -> None:
-    assert [Limit(2, None).reached(n, 1.0) for n in (0, 1, 2)] == [False, False, True]
+    assert [Limit(2, None).reached(n, 1.0, 9) for n in (0, 1, 2)] == [False, False, True]
     minute = Limit(None, 1.0)
-    assert not minute.reached(0, 0.0)  # one update is always made
-    assert not minute.reached(5, 50.0) and minute.reached(6, 51.5)
-    assert minute.left(5, 50.0) == 10.0 and Limit(4, None).left(1, 3.0) == 9.0
-    assert Limit(None, None).seconds == 600
+    assert not minute.reached(0, 0.0, 0)  # one update is always made
+    assert not minute.reached(5, 50.0, 9) and minute.reached(6, 51.5, 9)
+    assert minute.left(5, 50.0, 9) == 10.0 and Limit(4, None).left(1, 3.0, 9) == 9.0
+    assert Limit(None, None).most == 600
+    thousand = Limit(None, None, 1000)
+    assert not thousand.reached(0, 0.0, 0) and not thousand.reached(4, 9.0, 800) and thousand.reached(5, 9.0, 900)
+    assert thousand.left(4, 8.0, 800) == 2.0 and thousand.remaining(4, 8.0, 800) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("algo", ["grpo", "sb3-ppo"])
+def test_tokens_stop_before_the_update_that_would_overrun(
+    tmp_path: Path, tiny_model: str, data: str, algo: str
+) -> None:
+    rows = lines(run(tmp_path, tiny_model, data, algo=algo, steps=None, tokens=600).folder / "metrics.jsonl")
+    assert len(rows) > 1 and 400 < rows[-1]["tokens_total"] <= 600
 
 
 def test_an_existing_run_is_not_overwritten(grpo: Any, tiny_model: str, data: str) -> None:

@@ -23,6 +23,14 @@ class TinySummary(TextSummary):
     max_new_tokens = 12
 
 
+class TinyAnswer(TinySummary):
+    """Summarise a document in the words of its reference, which training may read."""
+
+    feedback = {"chrf": 1.0}
+    judge = {"key_facts": 0.5, "chrf": 0.5}
+    verifiable = True
+
+
 class Broken(Scorer):
     """A scorer that divides by zero after a while."""
 
@@ -71,6 +79,11 @@ class ColourTalk(TinySummary):
         return "And another one?" if len(turns) == 1 else None
 
 
-for env_id, task in {"TinySummary-v0": TinySummary, "Colours-v0": Colours, "ColourTalk-v0": ColourTalk}.items():
+for env_id, task in {
+    "TinySummary-v0": TinySummary,
+    "TinyAnswer-v0": TinyAnswer,
+    "Colours-v0": Colours,
+    "ColourTalk-v0": ColourTalk,
+}.items():
     if env_id not in gym.registry:
         llm_gym.register(env_id, f"tiny_task:{task.__name__}")

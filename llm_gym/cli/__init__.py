@@ -1,4 +1,4 @@
-"""The command line: `llm-gym list | fetch | train | evaluate | play | score | feedback ...`.
+"""The command line: `llm-gym list | fetch | train | evaluate | play | score | feedback | benchmark ...`.
 
 Results go to standard output, progress and errors to standard error. A mistake of the user is one line and exit
 code 2.
@@ -24,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; the process's own if None.
 
     Returns:
-        The exit code: 0, 2 for a mistake told in one line, 130 when interrupted.
+        The exit code: 0, 1 if a part of a benchmark failed, 2 for a mistake told in one line, 130 when interrupted.
     """
     try:
         arguments = make_parser().parse_args(argv)
-        arguments.command(arguments)
+        code = arguments.command(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(_system_error(error))
-    return 0
+    return code or 0
 
 
 def _fail(message: str, code: int = 2) -> int:

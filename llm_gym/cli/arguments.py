@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from llm_gym.cli import benchmark, pipeline
 from llm_gym.cli import commands as run
-from llm_gym.cli import pipeline
 from llm_gym.cli.feedback import validate_command
 from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     length = training.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive(int), metavar="N", help="training updates")
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="minutes of training (default: 10)")
+    length.add_argument("--tokens", type=_positive(int), metavar="N", help="tokens to write in training")
     training.add_argument("--seed", type=_seed, default=0, help="default: 0")
     training.add_argument(
         "--early-stop", action="store_true", help="stop once training feedback rises while the second judge falls"
@@ -66,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with a run or a chain that was interrupted; takes --steps or --minutes of a run, no more",
+        help="go on with a run or a chain that was interrupted; takes a length of a run, no more",
     )
 
     evaluating = _command(commands, "evaluate", run.evaluate_command, "let a policy write texts and score them")
@@ -102,7 +103,37 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     _feedback(commands)
+    _benchmark(commands)
     return parser
+
+
+def _benchmark(commands: Any) -> None:
+    """Add the commands that compare agents."""
+    running = _command(commands, "benchmark", benchmark.benchmark_command, "run agents against each other, and report")
+    running.add_argument(
+        "--agents",
+        nargs="+",
+        metavar="AGENT",
+        help="algorithms, which are trained; random, greedy, best-of-N; a run, a model, http://host/v1#model, or "
+        "module:Class (untrained and reference always take part)",
+    )
+    running.add_argument("--envs", nargs="+", metavar="ID", help="environments")
+    running.add_argument("--seeds", type=_positive(int), metavar="N", help="runs of each agent (default: 3)")
+    running.add_argument("--policy", metavar="NAME|RUN", help=f"what training starts from (default: {DEFAULT_POLICY})")
+    length = running.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=_positive(float), metavar="M", help="of training a cell (default: 10)")
+    length.add_argument("--tokens", type=_positive(int), metavar="N", help="to write in the training of a cell")
+    running.add_argument("--preset", metavar="NAME", help="smoke (minutes), cpu (hours) or full (days)")
+    running.add_argument("--out", metavar="DIR", help="folder; one that was begun is gone on with, and may grow")
+    commands = running.add_subparsers(title="commands", metavar="COMMAND")
+
+    comparing = _command(commands, "compare", benchmark.compare_command, "say what changed from one to another")
+    comparing.add_argument("first", metavar="A", help="folder of a benchmark")
+    comparing.add_argument("second", metavar="B", help="folder of another")
+
+    reporting = _command(commands, "report", benchmark.report_command, "write the report anew, and print its tables")
+    reporting.add_argument("folder", metavar="DIR", help="folder of a benchmark")
+    reporting.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
 
 
 def _feedback(commands: Any) -> None:

@@ -17,6 +17,7 @@ from llm_gym.errors import LLMGymError
 from llm_gym.registration import ENVIRONMENTS, find_task
 
 BATCH = 64  # rows scored in one call
+LENGTHS = ("steps", "minutes", "tokens")  # of training
 
 
 def list_command(arguments: argparse.Namespace) -> None:
@@ -115,6 +116,7 @@ def _trained(arguments: argparse.Namespace) -> list[Any]:
         temperature=arguments.temperature,
         steps=arguments.steps,
         minutes=arguments.minutes,
+        tokens=arguments.tokens,
         seed=arguments.seed,
         hyperparams=dict(arguments.hyperparams),
         early_stop=arguments.early_stop,
@@ -124,7 +126,7 @@ def _trained(arguments: argparse.Namespace) -> list[Any]:
         return [train(asked)]
     from agents.chain import train_chain
 
-    _leave_out(arguments, ("algo", "steps", "minutes", "hyperparams"), "--chain takes it from the file's stages")
+    _leave_out(arguments, ("algo", *LENGTHS, "hyperparams"), "--chain takes it from the file's stages")
     return train_chain(asked, arguments.chain)
 
 
@@ -133,12 +135,12 @@ def _resumed(arguments: argparse.Namespace) -> list[Any]:
     from agents.training import resume
 
     folder = Path(arguments.resume)
-    own = {"resume", "steps", "minutes", "json", "command"}
+    own = {"resume", *LENGTHS, "json", "command"}
     others = [name for name in vars(arguments) if name not in own]
-    _leave_out(arguments, others, "--resume takes all but --steps and --minutes from the run")
+    _leave_out(arguments, others, "--resume takes everything but the length of training from the run")
     if not (folder / CHAIN).exists():
-        return [resume(folder, arguments.steps, arguments.minutes)]
-    _leave_out(arguments, ("steps", "minutes"), "a chain's stages have lengths of their own")
+        return [resume(folder, arguments.steps, arguments.minutes, arguments.tokens)]
+    _leave_out(arguments, LENGTHS, "a chain's stages have lengths of their own")
     return resume_chain(folder)
 
 

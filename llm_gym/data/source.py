@@ -1,4 +1,4 @@
-"""Examples for a task: rows checked against its columns, and divided into splits that never overlap."""
+"""Examples for a task: rows checked against its columns, and divided into splits that do not overlap."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ def load_examples(
     Rows are read one by one. Where they do not fit into memory (`llm_gym.data.examples`), a temporary file holds them,
     and the sequence that is returned reads each when it is asked for.
 
-    A file with a `split` column is divided by it. Any other is divided by the rank of the SHA-256 of each id
-    (of the text, where a row has no id), so the order of rows does not matter: a tenth is test, a tenth
-    validation, at least one of each, the rest train. Rows with the same value of the task's first column stay together.
+    A file with a `split` column is divided by it; a row marked `all` is in every split, as in toy tasks whose few rows
+    are to be fitted. Any other is divided by the rank of the SHA-256 of each id (of the text, where a row has no id),
+    so the order of rows does not matter: a tenth is test, a tenth validation, at least one of each, the rest train.
+    Rows with the same value of the task's first column stay together.
 
     Args:
         data: A JSONL, CSV or Parquet file, a hub data set `owner/name` or `owner/name:config`, a folder of files
@@ -120,7 +121,7 @@ def load_examples(
         names = [split] * len(marks)
     else:
         names = _ranked_splits(path, ranks)
-    chosen = [place for place, name in enumerate(names) if split in (name, "all")]
+    chosen = [place for place, name in enumerate(names) if name in (split, "all") or split == "all"]
     if not chosen:
         held = ", ".join(name for name in SPLITS if name in names)
         raise LLMGymError(f"{path} has no {split} rows, only {held}: mark some in its column {column!r}")
@@ -331,8 +332,10 @@ def _check_unique(path: Path, row: Row, lines: dict[str, int]) -> None:
 
 
 def _named_split(path: Path, number: int, value: Any, column: str) -> str:
-    if not isinstance(value, str) or value.strip() not in SPLITS[:3]:
-        raise LLMGymError(f"{path}:{number}: column {column!r} must be train, validation or test, not {_short(value)}")
+    if not isinstance(value, str) or value.strip() not in SPLITS:
+        raise LLMGymError(
+            f"{path}:{number}: column {column!r} must be train, validation, test or all, not {_short(value)}"
+        )
     return value.strip()
 
 

@@ -70,6 +70,15 @@ class PromptBuilder:
             low, high = (middle, high) if fits else (low, middle - 1)
         return Prompt(self._encode(source[: ends[low - 1]] if low else "", example), len(ends) - low)
 
+    def messages(self, example: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the chat that opens an episode, with as much of the source as the prompt has."""
+        words_cut, example = self(example).words_cut, self._cleaned(example)
+        source = self.task.source(example)
+        if words_cut:
+            ends = [match.end() for match in re.finditer(r"\S+", source)]
+            source = source[: [0, *ends][-1 - words_cut]]
+        return self.task.messages(self.task.instruct(self.instruction, example), source, example)
+
     def _cleaned(self, value: Any) -> Any:
         """Return a data row, or a value in it, without special tokens."""
         if isinstance(value, str):

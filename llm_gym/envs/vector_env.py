@@ -535,6 +535,15 @@ class TextVectorEnv(VectorEnv):
             turns=[*self._turns[row], {"role": "agent", "text": text}],
         )
 
+    def messages(self, row: int) -> list[dict[str, str]]:
+        """Return what `row` holds as a chat, for a model elsewhere: the prompt, and what has been said since."""
+        example = self.examples[self._example[row]]
+        said = self._turns[row][len(self.task.opening(example)) :]
+        roles = {"agent": "assistant"}
+        return self.prompt_builder.messages(example) + [
+            {"role": roles.get(turn["role"], "user"), "content": turn["text"]} for turn in said
+        ]
+
     def reply(self, row: int) -> str | None:
         """Return what the partner said after the agent's last turn in `row`, or None."""
         last = self._turns[row][-1]

@@ -1,0 +1,1 @@
+"""Which agent is better: a matrix of agents, environments and seeds, run cell by cell, and what came of it."""
