@@ -66,6 +66,16 @@ class PromptBuilder:
             low, high = (middle, high) if fits else (low, middle - 1)
         return Prompt(self._encode(source[: ends[low - 1]] if low else "", example), len(ends) - low)
 
+    def given(self, example: dict[str, Any]) -> str | list[dict[str, str]]:
+        """Return what the prompt is rendered from, its source cut as there: the chat, or the plain text."""
+        cut, example = self(example).words_cut, self._cleaned(example)
+        source = self.task.source(example)
+        if cut:
+            ends = [0, *(match.end() for match in re.finditer(r"\S+", source))]
+            source = source[: ends[-1 - cut]]
+        render = self.task.plain if self.template == "plain" else self.task.messages
+        return render(self.task.instruct(self.instruction, example), source, example)
+
     def _cleaned(self, value: Any) -> Any:
         """Return a data row, or a value in it, without special tokens."""
         if isinstance(value, str):
