@@ -86,7 +86,7 @@ def test_the_partner_always_ends_and_never_goes_back(said: list[str]) -> None:
 def test_the_reference_agent_meets_every_goal_of_every_scenario_in_three_turns() -> None:
     envs = make(16, max_new_tokens=80)  # answers are longer in a small vocabulary
     episodes = play(ReferenceAgent(envs), envs, envs.example_ids)
-    assert episodes is not None and len(episodes) == 64
+    assert episodes is not None and len(episodes) == 104
     for episode in episodes:
         assert [turn["role"] for turn in episode.turns] == ["partner", "agent"] * 3 + ["partner"], episode.example["id"]
         assert episode.turns[-1]["text"] == episode.example["closing"]

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from agents.evaluate import make_envs, play
+from agents.reference import ReferenceAgent
 from llm_gym.data import load_examples
 from llm_gym.data.hub import is_hub_id
 from llm_gym.errors import LLMGymError
@@ -247,3 +249,63 @@ def test_sentiment_knows_the_columns_and_labels_of_two_data_sets(
     assert {e["news"][-2:].strip(): e["label"] for e in examples if "again 0" in e["news"]}["0"] == "negative"
     assert [e["label"] for e in examples[:3]] == ["negative", "positive", "neutral"] and len(examples) == 24
     assert all("alarm" not in e and "reason" not in e for e in examples)  # neither data set has them
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "columns"),
+    [
+        ("imdb", ["neg", "pos"], {"tone": {"disappointed", "enthusiastic"}, "topic": {"films"}}),
+        (
+            "ag_news",
+            ["World", "Sports", "Business", "Sci/Tech"],
+            {"tone": {"formal"}, "topic": {"world affairs", "sport", "business", "science and technology"}},
+        ),
+    ],
+)
+def test_generation_cuts_the_texts_of_two_data_sets_into_openings(
+    name: str, labels: list[str], columns: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    task = find_task("TextGeneration-v0")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=labels)})
+    rows = [{"text": f"{i}<br /><br />" + " word" * 70, "label": i % len(labels)} for i in range(20)]
+    short = {"text": "Too short to be cut.", "label": 0}
+    stand_in(tmp_path, task.public[name].name, "plain_text", features, train=[*rows, short], test=rows[:4])
+    examples = load_examples(name, "all", task)
+    assert len(examples) == 24  # the short text gives none
+    assert {column: {e[column] for e in examples} for column in columns} == columns
+    for example in examples:
+        assert len(example["prompt"].split()) == 16 and len(example["continuation"].split()) == 40
+        assert "<br" not in example["prompt"]
+    parts = [load_examples(name, split, task) for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [18, 2, 4]
+
+
+def test_dialogue_takes_goals_from_the_questions_of_coqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    task = find_task("Dialogue-v0")
+    text, place = datasets.Value("string"), datasets.Value("int32")
+    many = getattr(datasets, "List", datasets.Sequence)
+    answers = {"input_text": many(text), "answer_start": many(place), "answer_end": many(place)}
+    features = datasets.Features({"source": text, "story": text, "questions": many(text), "answers": answers})
+    said = ["white", "unknown", "in a barn.", "Yes", "her mother"]
+    row = {"source": "mctest", "questions": ["What colour?", "Why?", "Where?", "Alone?", "With whom?"]}
+    row["answers"] = {"input_text": said, "answer_start": [0] * 5, "answer_end": [1] * 5}
+    silent = {**row, "story": "Nothing.", "answers": {**row["answers"], "input_text": ["unknown"] * 5}}
+    rows = [{**row, "story": f"Kitten {i} was white and lived in a barn."} for i in range(10)]
+    stand_in(tmp_path, "stanfordnlp/coqa", "default", features, train=[*rows, silent], validation=rows[:2])
+    examples = load_examples("coqa", "all", task)
+    assert len(examples) == 12
+    goals = examples[0]["goals"]
+    assert [(goal["ask"], goal["key"]) for goal in goals] == [
+        ("What colour?", ["white"]),
+        ("Where?", ["in a barn"]),
+        ("Alone?", ["Yes"]),
+    ]
+    envs = make_envs("Dialogue-v0", 2, "train", {"data": "coqa", "tokenizer": "sp-1k", "feedback": {"goals": 30.0}})
+    episodes = play(ReferenceAgent(envs), envs, envs.example_ids[:2]) or []
+    assert [episode.reward for episode in episodes] == [6.0, 6.0]  # the annotated answers meet all goals

@@ -19,6 +19,7 @@ from agents.evaluate import make_envs
 from agents.reference import ReferenceAgent
 from agents.rollout import play
 from llm_gym.data import load_examples
+from llm_gym.data.files import write_jsonl
 from llm_gym.data.ratings import join
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
@@ -187,6 +188,25 @@ def test_movielens_own_files_become_the_same_rows(tmp_path: Path) -> None:
     rows = load_examples(join(tmp_path / "ratings.csv", tmp_path / "out", tmp_path / "movies.csv"), "all", TASK)
     assert [row["id"] for row in rows] == ["1", "2"] and rows[1]["held_out"][-1] == "Film 11 (1961)"
     assert shared_catalogue(rows[0]["catalogue"]).items["Film 1 (1951)"].genres == ("Drama", "War")
+
+
+def test_amazon_reviews_become_rows_in_the_order_of_their_time(tmp_path: Path) -> None:
+    """Columns of the raw reviews and of the metadata of Amazon Reviews 2023; a review's own title is no item's."""
+    reviews = [
+        {"rating": r["rating"], "title": "Five stars", "text": "Good.", "images": [], "asin": f"A{r['movie_id']}"}
+        | {"parent_asin": f"B{r['movie_id']}", "user_id": f"U{r['user_id']}", "timestamp": 10**12 + r["movie_id"]}
+        | {"helpful_vote": 0, "verified_purchase": True}
+        for r in reversed(ratings())
+    ]
+    games = {r["movie_id"]: {"main_category": "Video Games", "title": r["title"], "parent_asin": f"B{r['movie_id']}"}
+        | {"categories": ["Video Games", "PC"]} for r in ratings()}  # fmt: skip
+    write_jsonl(tmp_path / "Video_Games.jsonl", reviews)
+    write_jsonl(tmp_path / "meta_Video_Games.jsonl", games.values())
+    path = join(tmp_path / "Video_Games.jsonl", tmp_path / "out", tmp_path / "meta_Video_Games.jsonl")
+    rows = load_examples(path, "all", TASK)
+    assert sorted(row["id"] for row in rows) == ["U1", "U2"]
+    assert rows[0]["held_out"] == [f"Film {k} (19{50 + k})" for k in (7, 9, 10, 11)]
+    assert shared_catalogue(rows[0]["catalogue"]).items["Film 1 (1951)"].genres == ("Video Games", "PC")
 
 
 def test_a_table_without_a_column_or_likes_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from llm_gym.errors import LLMGymError
@@ -21,11 +21,13 @@ class HubData(NamedTuple):
         name: `owner/name` or `owner/name:config`.
         columns: Its name of a column by the task's name of it, where they differ, as for `--columns`.
         values: For a column of the task, what the data set's values stand for, such as `{"label": {0: "negative"}}`.
+        convert: Where renaming is not enough: makes columns of the task out of a row, or None where there are none.
     """
 
     name: str
-    columns: dict[str, str]
+    columns: dict[str, str] = {}
     values: dict[str, dict[Any, str]] = {}
+    convert: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
 
 
 def is_hub_id(data: str) -> bool:

@@ -2,10 +2,11 @@
 
     python -m llm_gym.data.ratings ashraq/movielens_ratings movielens
     python -m llm_gym.data.ratings ml-latest-small/ratings.csv movielens --items ml-latest-small/movies.csv
+    python -m llm_gym.data.ratings Video_Games.jsonl games --items meta_Video_Games.jsonl
     llm-gym evaluate Recommendation-v0 --data movielens/users.jsonl
 
-A table of ratings has a row for each person and title (Harper and Konstan 2015, MovieLens). The columns of these two
-are known; other tables' are named by `--columns user=... title=... rating=...`.
+A table of ratings has a row for each person and title (Harper and Konstan 2015, MovieLens; Hou et al. 2024, Amazon
+Reviews). The columns of these three are known; other tables' are named by `--columns user=... title=... rating=...`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from llm_gym.errors import LLMGymError
 
 NAMES: dict[str, tuple[str, ...]] = {
     "user": ("user", "user_id", "userId"),
-    "item": ("item", "movie_id", "movieId"),
+    "item": ("item", "movie_id", "movieId", "parent_asin"),
     "title": ("title",),
     "rating": ("rating",),
-    "genres": ("genres",),
+    "genres": ("genres", "categories"),
+    "time": ("timestamp",),
 }
 """What the columns of known tables are called."""
 HELD_OUT, HISTORY, DISLIKED = 4, 8, 2
@@ -43,10 +45,10 @@ def join(
     the history, with at most two of those that got 2.5 stars or fewer. People with fewer than eight likes are left out.
 
     Args:
-        data: The ratings, in the order in which they were made: a file, or a hub data set.
+        data: The ratings, a file or a hub data set: with a column `timestamp`, or in the order in which they were made.
         folder: Where to write; `users.jsonl` names the catalogue by its absolute path.
         items: A table of the titles and genres, if the ratings name items by number alone.
-        columns: The table's names of `user`, `item`, `title`, `rating` and `genres`, where they are not known.
+        columns: The table's names of `user`, `item`, `title`, `rating`, `genres` and `time`, where they are not known.
 
     Returns:
         The path of `users.jsonl`.
@@ -60,7 +62,8 @@ def join(
     titles: dict[str, dict[str, str]] = {}
     people: dict[str, dict[str, float]] = {}
     user, rating, item = (_column(ratings[0], name, columns or {}, data) for name in ("user", "rating", "item"))
-    for given in ratings:
+    when = (columns or {}).get("time", NAMES["time"][0])
+    for given in sorted(ratings, key=lambda row: float(row[when])) if when in ratings[0] else ratings:
         described = about.get(str(given[item]), {}) if items is not None else _described(given, columns or {}, data)
         if described.get("title"):
             titles.setdefault(described["title"], described)

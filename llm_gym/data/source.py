@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_gym.data.examples import Store
 from llm_gym.data.files import READERS, read_rows
-from llm_gym.data.hub import is_hub_id, read_hub
+from llm_gym.data.hub import HubData, is_hub_id, read_hub
 from llm_gym.errors import LLMGymError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def read_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
 
 def iter_examples(path: str | Path, task: Task, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
     """Yield what `read_examples` returns, row by row; the data are gone through twice, first for their columns."""
-    data, columns, values = _resolved(path, task, columns)
+    data, columns, known_set = _resolved(path, task, columns)
     path = Path(data)
     known = (*task.required, *task.optional, "id", "split")
     for name in columns:
@@ -157,7 +157,7 @@ def iter_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"write --columns {task.required[0]}=NAME"
             )
     group = columns.get(task.required[0], task.required[0])
-    present = list(dict.fromkeys(name for _, raw in read_data(path, group) for name in _flat(raw)))
+    present = list(dict.fromkeys(name for _, row in _converted(path, group, known_set) for name in row))
     for name in dict.fromkeys((*task.required, *columns)):
         column = columns.get(name, name)
         if column not in present and not column.startswith(CONSTANT):
@@ -165,20 +165,27 @@ def iter_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"{path} has no column {column!r}, only {', '.join(map(repr, present)) or 'empty rows'}: "
                 f"name the right one with --columns {name}=NAME"
             )
+    for number, row in _converted(path, group, known_set):
+        yield Row(number, row, _example(path, number, row, task, columns, known_set.values))
+
+
+def _converted(path: Path, group: str, known: HubData) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the numbered rows with what the data set's conversion makes of each, but those it makes nothing of."""
     for number, raw in read_data(path, group):
-        flat = _flat(raw)
-        yield Row(number, flat, _example(path, number, flat, task, columns, values))
+        made = known.convert(raw) if known.convert else {}
+        if made is not None:
+            yield number, _flat({**raw, **made})
 
 
 def _resolved(
     data: str | Path, task: Task, columns: Mapping[str, str] | None
-) -> tuple[str | Path, dict[str, str], Mapping[str, Mapping[Any, str]]]:
-    """Return name, columns and values of a data set that the task may know; a file of its short name goes first."""
+) -> tuple[str | Path, dict[str, str], HubData]:
+    """Return name and columns of data, and the data set if the task knows it; a file of its short name goes first."""
     known = None if os.path.exists(data) else task.public.get(str(data))
     known = known or next((public for public in task.public.values() if public.name == str(data)), None)
     if known is None:
-        return data, dict(columns or {}), {}
-    return known.name, {**known.columns, **(columns or {})}, known.values
+        return data, dict(columns or {}), HubData(str(data))
+    return known.name, {**known.columns, **(columns or {})}, known
 
 
 def read_data(data: str | Path, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -72,12 +72,20 @@ class PromptBuilder:
 
     def messages(self, example: dict[str, Any]) -> list[dict[str, str]]:
         """Return the chat that opens an episode, with as much of the source as the prompt has."""
+        return self.task.messages(*self._shown(example))
+
+    def given(self, example: dict[str, Any]) -> str | list[dict[str, str]]:
+        """Return what the prompt is rendered from, its source cut as there: the chat, or the plain text."""
+        return self.task.plain(*self._shown(example)) if self.template == "plain" else self.messages(example)
+
+    def _shown(self, example: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+        """Return instruction, source and row as the prompt has them."""
         words_cut, example = self(example).words_cut, self._cleaned(example)
         source = self.task.source(example)
         if words_cut:
-            ends = [match.end() for match in re.finditer(r"\S+", source)]
-            source = source[: [0, *ends][-1 - words_cut]]
-        return self.task.messages(self.task.instruct(self.instruction, example), source, example)
+            ends = [0, *(match.end() for match in re.finditer(r"\S+", source))]
+            source = source[: ends[-1 - words_cut]]
+        return self.task.instruct(self.instruction, example), source, example
 
     def _cleaned(self, value: Any) -> Any:
         """Return a data row, or a value in it, without special tokens."""

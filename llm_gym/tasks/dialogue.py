@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from llm_gym.data.hub import HubData
 from llm_gym.feedback.rules import says
 from llm_gym.tasks.base import Task
 
 WORDS = ("want", "ask", "again", "answer")
+GOALS = 3  # questions taken from a public conversation: with two turns for one of them, they fit into five turns
 
 
 class Progress(NamedTuple):
@@ -47,13 +49,43 @@ def progress(goals: Sequence[dict[str, Any]], turns: Sequence[dict[str, str]]) -
     return Progress(tuple(met), asked)
 
 
+def from_questions(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the columns that a conversation of CoQA gives: its questions are the goals, its story is the briefing.
+
+    A goal's key words are the annotated answer, so that only questions are taken whose answer says something.
+    """
+    asked = zip(row["questions"], row["answers"]["input_text"], strict=True)
+    goals = [
+        {
+            "want": f"to learn: {ask}",
+            "ask": ask,
+            "again": f"I asked: {ask}",
+            "answer": answer,
+            "key": [answer.rstrip(".")],
+        }
+        for ask, answer in asked
+        if ask.strip() and answer.rstrip(".").strip() and answer.lower().rstrip(".") != "unknown"
+    ][:GOALS]
+    if not goals:
+        return None
+    return {
+        "situation": "Somebody who has not read it asks about a text.",
+        "role": "You have read the text.",
+        "briefing": [row["story"]],
+        "partner": "somebody who is curious about the text",
+        "manner": "brief",
+        "goals": goals,
+        "closing": "Thank you.",
+    }
+
+
 class Dialogue(Task):
     """Serve a partner who wants several things, over several turns.
 
     ## Description
     The agent plays a role (a clerk, a librarian, a landlord) and has a briefing; the partner comes with goals, raises
     them one after the other, asks once more where an answer did not help, and leaves when all are settled. The bundled
-    corpus has 64 scenarios written for this project. The partner follows a script, or speaks through a language model
+    corpus has 104 scenarios written for this project. The partner follows a script, or speaks through a language model
     (`partner="smollm2-135m"`); it never sees the agent's instruction or briefing, and what it wants next is decided by
     its goals and by what was answered, never by what the agent tells it to do.
 
@@ -95,11 +127,16 @@ class Dialogue(Task):
     columns: `situation`, `role`, `briefing`, `partner`, `manner`, `facts`, `goals` (each with `want`, `ask`, `again`,
     `answer` and `key`), `closing`; JSONL or Parquet.
 
-    No public data set is known by name: those of task-oriented dialogue (MultiWOZ, SGD, Taskmaster) are transcripts
-    and have no row with what a partner wants, the key words of an answer and what he says if he does not get it.
+    `data` also takes `coqa` (`stanfordnlp/coqa`) where the hub can be reached: the story is the briefing, the first
+    three questions that have an answer are the goals, the annotated answers their key words; stories are longer than
+    the bundled briefings, so raise `max_prompt_tokens`. Questions are asked again in the same words. QuAC is of the
+    same shape, but on the hub it is a program, which is not run. Transcripts of task-oriented dialogue or chat
+    (MultiWOZ, DailyDialog, PersonaChat) have no row with what a partner wants and the key words of an answer, and none
+    is made up for them.
 
     ## References
-    Budzianowski et al. 2018, MultiWOZ (goals of a user); Abdulhai et al. 2023, LMRL-Gym (turns as actions).
+    Budzianowski et al. 2018, MultiWOZ (goals of a user); Reddy et al. 2019, CoQA; Abdulhai et al. 2023, LMRL-Gym (turns
+    as actions).
 
     ## Version History
     - v0: first version.
@@ -110,6 +147,7 @@ class Dialogue(Task):
     required = ("situation", "role", "briefing", "partner", "manner", "goals", "closing")
     optional = ("kind", "facts")
     instruction = "{role} {situation} Answer the other person in one short, friendly sentence, using what you know."
+    public = {"coqa": HubData("stanfordnlp/coqa", convert=from_questions)}
     max_prompt_tokens = 224
     max_new_tokens = 40
     max_turns = 5

@@ -4,7 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_gym.data.hub import HubData
 from llm_gym.tasks.base import Task
+
+OPENING, REST = 16, 40
+"""Words of a public text that the agent is given, and how many after them are kept as the continuation."""
+REVIEWS = {"pos": "enthusiastic", "neg": "disappointed"}
+NEWS = {"World": "world affairs", "Sports": "sport", "Business": "business", "Sci/Tech": "science and technology"}
+
+
+def opened(text: str) -> dict[str, str] | None:
+    """Return the first words of a text as `prompt` and the next as `continuation`, None for a text too short to cut.
+
+    >>> opened("word " * 20 + "end."), opened("Too short.")
+    ({'prompt': 'word word word word word word word word word word word word word word word word', \
+'continuation': 'word word word word end.'}, None)
+    """
+    words = text.replace("<br />", " ").split()
+    if len(words) <= OPENING:
+        return None
+    return {"prompt": " ".join(words[:OPENING]), "continuation": " ".join(words[OPENING : OPENING + REST])}
+
+
+def from_review(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the columns that a labelled film review gives: its own verdict is the tone."""
+    cut = opened(row["text"])
+    return cut and {**cut, "tone": REVIEWS[row["label"]], "topic": "films"}
+
+
+def from_news(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the columns that a labelled piece of news gives: its section is the topic."""
+    cut = opened(row["text"])
+    return cut and {**cut, "tone": "formal", "topic": NEWS[row["label"]]}
 
 
 class TextGeneration(Task):
@@ -50,8 +81,13 @@ class TextGeneration(Task):
     `max_new_tokens`, `render_mode`; see `llm_gym.envs.vector_env.TextVectorEnv`. Data columns: `prompt`, `tone`,
     `topic`, and optionally `continuation`. A user's own tones and topics are compared with those of the corpus.
 
-    No public data set is known by name: those with tones or topics (IMDB, AG News, GoEmotions) have whole texts and no
-    openings that a text of another tone could go on from; cut them first.
+    Two public data sets are known by name where the hub can be reached. Their texts are cut: the first 16 words are the
+    opening, the next 40 the continuation, shorter texts are left out.
+
+    | `data` | data set | tone | topic |
+    |---|---|---|---|
+    | `imdb` | `stanfordnlp/imdb` | enthusiastic or disappointed, by the review's label | films |
+    | `ag_news` | `fancyzhx/ag_news` | formal: news has no label for it | the label: sport, business, ... |
 
     ## References
     Ramamurthy et al. 2023, RL4LMs (text continuation); Keskar et al. 2019, CTRL.
@@ -67,6 +103,10 @@ class TextGeneration(Task):
     source_column = "prompt"
     reference_column = "continuation"
     instruction = "Continue this text with one or two short sentences in a {tone} tone. They must be about {topic}."
+    public = {
+        "imdb": HubData("stanfordnlp/imdb", convert=from_review),
+        "ag_news": HubData("fancyzhx/ag_news", convert=from_news),
+    }
     max_prompt_tokens = 128
     max_new_tokens = 80
     feedback = {

@@ -71,10 +71,11 @@ class Recommendation(Task):
     |---|---|
     | `ashraq/movielens_ratings` | MovieLens, on the hub |
     | `ml-latest-small/ratings.csv`, `--items ml-latest-small/movies.csv` | MovieLens, GroupLens' own files |
+    | `Video_Games.jsonl`, `--items meta_Video_Games.jsonl` | Amazon Reviews 2023, the files of any category |
 
     ## References
-    Harper and Konstan 2015, MovieLens; De Cao et al. 2021 (generating within a trie of names); Bao et al. 2023,
-    TALLRec; Huang and Ontañón 2022 (invalid action masking).
+    Harper and Konstan 2015, MovieLens; Hou et al. 2024, Amazon Reviews 2023; De Cao et al. 2021 (generating within a
+    trie of names); Bao et al. 2023, TALLRec; Huang and Ontañón 2022 (invalid action masking).
 
     ## Version History
     - v0: first version.
