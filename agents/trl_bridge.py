@@ -78,8 +78,8 @@ def _rewards(envs: Any, examples: list[str], written: Sequence[Sequence[int]]) -
     envs.reset(options={"example": examples})
     running = np.flatnonzero(known)
     for column in range(max(map(len, written))):
-        running = np.array([row for row in running if column < len(written[row])], np.int64)
-        tokens = np.array([written[row][column] for row in running], np.int64)
+        running = np.array([row for row in running.tolist() if column < len(written[row])], np.int64)
+        tokens = np.array([written[row][column] for row in running.tolist()], np.int64)
         running = np.setdiff1d(running, envs.write(running, tokens))
     envs.end_turns(np.flatnonzero(known))
     rewards: dict[int, float | None] = {row: turn.reward for row, turn in envs.score(abstaining=True)}

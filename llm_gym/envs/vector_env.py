@@ -370,7 +370,7 @@ class TextVectorEnv(VectorEnv):
 
     def given(self, name: str) -> str | list[dict[str, str]]:
         """Return what the prompt of an example is rendered from: the chat, or the plain text."""
-        return self._prompt_builder.given(self.examples[self._index[name]])
+        return self.prompt_builder.given(self.examples[self._index[name]])
 
     def encode(self, row: int, text: str) -> list[int]:
         """Return the ids of `text`, without a stop token, as an agent would write them in `row`.
