@@ -37,8 +37,9 @@ class Distillation(TextAlgorithm):
 
     Args:
         policy: `LLMPolicy`.
-        env: From `make_vec_env`.
+        env: From `make_vec_env`; its number of rows is a multiple of `group_size`.
         learning_rate: A number, or a schedule of the remaining progress.
+        group_size: Answers to each prompt, which policy and teacher read once for all of them.
         teacher: A model's name, a model folder or a run folder; None for the policy as it was before training.
         instruction: What the teacher is asked to do; None for what the policy is. `{column}` stands for the row's value
             of that column, such as the reference, which the teacher then sees and the policy does not.
@@ -55,6 +56,7 @@ class Distillation(TextAlgorithm):
         policy: Any,
         env: Any,
         learning_rate: Any = 1e-4,
+        group_size: int = 4,
         teacher: str | None = None,
         instruction: str | None = None,
         beta: float = 0.5,
@@ -67,7 +69,7 @@ class Distillation(TextAlgorithm):
             )
         if not 0 <= beta <= 1:
             raise LLMGymError(f"beta={beta} must be from 0 to 1")
-        self.teacher, self.instruction, self.beta = teacher, instruction, beta
+        self.group_size, self.teacher, self.instruction, self.beta = group_size, teacher, instruction, beta
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def _setup_model(self) -> None:

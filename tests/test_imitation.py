@@ -340,7 +340,7 @@ def test_among_legal_tokens_alone_both_are_compared(tiny_model, tmp_path) -> Non
     arguments = environment_arguments("tiny_task:Colours-v0", source, feedback="brevity")
     path = tmp_path / "colours.jsonl"
     path.write_text("".join(json.dumps({"id": c, "document": f"{c} here"}) + "\n" for c in ("red", "grey", "free")))
-    env = tiny.make_vec_env("tiny_task:Colours-v0", n_envs=6, seed=0, split="all", **{**arguments, "data": str(path)})
+    env = tiny.make_vec_env("tiny_task:Colours-v0", n_envs=8, seed=0, split="all", **{**arguments, "data": str(path)})
     algorithm = Distillation(
         LLMPolicy, env, 0.1, instruction="Not {document}", seed=0, device="cpu",
         policy_kwargs={"model": tiny_model, "lora": 4, **SGD},
