@@ -37,7 +37,7 @@ TOKENS = 900  # of training: some updates of GRPO's 16 texts of at most 12 token
 
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file that makes `own_agents:Mended` work. The environment is that of the processes of cells, from the first."""
+    """A file that makes `own_agents:Mended` work, named in an environment variable that is set late."""
     path = tmp_path_factory.mktemp("mended") / "yes"
     os.environ["LLM_GYM_TEST_MENDED"] = str(path)
     yield path

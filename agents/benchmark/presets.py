@@ -23,7 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokens": 8_000,
     },
     "full": {
-        "agents": ("random", "greedy", "best-of-4", *ALGORITHMS),
+        # Distillation wants to be told of a teacher, which no preset can know.
+        "agents": ("random", "greedy", "best-of-4", *(algo for algo in ALGORITHMS if algo != "distillation")),
         "envs": tuple(ENVIRONMENTS),
         "seeds": 5,
         "policy": "smollm2-135m",

@@ -67,7 +67,7 @@ def _run_apart(cell: Cell, plan: Plan, board: Board) -> None:
     """Run a cell in another process, show what it tells, and keep why it ended if it did not end well."""
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(cell, plan, sender), name=cell.title)
+    process = context.Process(target=_work, args=(cell, plan, sender, dict(os.environ)), name=cell.title)
     process.start()
     sender.close()
     try:
@@ -105,8 +105,10 @@ def _context() -> Any:
 # -------------------------------------------------------------------- in the cell's process
 
 
-def _work(cell: Cell, plan: Plan, sender: Connection) -> None:
+def _work(cell: Cell, plan: Plan, sender: Connection, environment: dict[str, str]) -> None:
     _end_with_parent()
+    os.environ.clear()  # what it was when the first cell was run may have changed, such as a key
+    os.environ.update(environment)
     _keep_output(cell)
     try:
         run_cell(cell, plan, Telling(lambda *message: sender.send(message)))
