@@ -78,9 +78,9 @@ def _rewards(envs: Any, examples: list[str], written: Sequence[Sequence[int]]) -
     envs.reset(options={"example": examples})
     running = np.flatnonzero(known)
     for column in range(max(map(len, written))):
-        running = np.array([row for row in running.tolist() if column < len(written[row])], np.int64)
-        tokens = np.array([written[row][column] for row in running.tolist()], np.int64)
-        running = np.setdiff1d(running, envs.write(running, tokens))
+        rows = [row for row in running.tolist() if column < len(written[row])]
+        ended = envs.write(np.array(rows, np.int64), np.array([written[row][column] for row in rows], np.int64))
+        running = np.setdiff1d(rows, ended).astype(np.int64)
     envs.end_turns(np.flatnonzero(known))
     rewards: dict[int, float | None] = {row: turn.reward for row, turn in envs.score(abstaining=True)}
     return [rewards.get(row) for row in range(len(written))]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -56,3 +59,23 @@ def test_the_readme_shows_the_example_as_it_is(script: str) -> None:
     assert len(code.splitlines()) < 40
     readme = (EXAMPLES.parent / "README.md").read_text()
     assert code.partition('"""\n\n')[2].strip() in readme
+
+
+def load(script: str) -> Any:
+    spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_policy_of_ones_own_learns_by_ppo_in_one_file() -> None:
+    example = load("cleanrl_ppo")
+    curve = example.train(example.parse_args(["--total-timesteps", "13312", "--seed", "1"]))
+    assert curve[0] < 0.1 and np.mean(curve[-2:]) > 0.8
+
+
+@pytest.mark.filterwarnings("ignore")  # of TorchRL and what it imports
+def test_torchrl_learns_through_its_own_wrapper() -> None:
+    curve = load("torchrl_env").train(4096, seed=0)
+    assert curve[0] < 0.1 and curve[-1] > 0.4
