@@ -55,12 +55,12 @@ class GymVecEnv(VecEnv):
         dones = terminated | truncated
         rows = _split(infos, self.num_envs)
         if dones.any():
-            for row in np.flatnonzero(dones):
+            for row in np.flatnonzero(dones).tolist():
                 rows[row]["terminal_observation"] = _row(observation, row)
                 rows[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             observation, fresh = self.envs.reset(options={"reset_mask": dones})
             fresh_rows = _split(fresh, self.num_envs)
-            for row in np.flatnonzero(dones):
+            for row in np.flatnonzero(dones).tolist():
                 self.reset_infos[row] = fresh_rows[row]
         return observation, rewards.astype(np.float32), dones, rows
 

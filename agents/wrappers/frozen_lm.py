@@ -35,6 +35,7 @@ class FrozenLM:
     def __init__(self, envs: TextVectorEnv, model: str) -> None:
         check_spaces(envs.single_observation_space, envs.single_action_space, model)
         self.envs, self.model = envs, model
+        self._actions: Any = envs.single_action_space
         causal = shared_causal_lm(model)
         check_window(causal.config, envs.context)
         self.hidden_size = int(causal.config.hidden_size)
@@ -60,8 +61,8 @@ class FrozenLM:
         """Return the log-probability of each token as the next, float32 `(N, V)`; -inf for what is illegal."""
         hidden = self.hidden()
         if self._log_probs is None:
-            logits = self._head(hidden)[:, : int(self.envs.single_action_space.n)].float()
-            if self.envs.single_action_space.constraint is not None:
+            logits = self._head(hidden)[:, : self._actions.n].float()
+            if self._actions.constraint is not None:
                 logits.masked_fill_(torch.from_numpy(self.envs.action_masks() == 0).to(logits.device), -torch.inf)
             self._log_probs = logits.log_softmax(-1)
         return self._log_probs

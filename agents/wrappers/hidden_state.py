@@ -25,9 +25,8 @@ def features(lm: FrozenLM) -> np.ndarray:
 
 
 def _space(lm: FrozenLM) -> spaces.Box:
-    bound = np.sqrt(lm.hidden_size, dtype=np.float32) * np.float32(1.001)  # one unit has it all; rounding
-    low = np.append(np.full(lm.hidden_size, -bound, np.float32), np.float32(0))
-    return spaces.Box(low, np.append(-low[:-1], np.float32(1)))
+    bound = float(np.sqrt(lm.hidden_size)) + 0.01  # where one unit has all of it, and for rounding
+    return spaces.Box(-bound, bound, (lm.hidden_size + 1,), np.float32)
 
 
 class VectorHiddenStateObservation(VectorObservationWrapper, RecordConstructorArgs):

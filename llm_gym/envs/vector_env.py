@@ -312,8 +312,9 @@ class TextVectorEnv(VectorEnv):
         return self._transition(lambda rows: self._write_turns(rows, texts))
 
     def _write_turns(self, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        for row in rows:
-            for token in [*self.encode(row, texts[row]), self.single_action_space.stop_ids[0]]:
+        stop: int = self.single_action_space.stop_ids[0]  # type: ignore[attr-defined]
+        for row in rows.tolist():
+            for token in [*self.encode(row, texts[row]), stop]:
                 if len(self.write(np.array([row]), np.array([token]))):
                     break
         return rows
