@@ -87,7 +87,7 @@ class LLMPolicy(ActorCriticPolicy):
         super(ActorCriticPolicy, self).__init__(
             observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )
-        _check_spaces(observation_space, action_space, model)
+        check_spaces(observation_space, action_space, model)
         self.model_name, self.lora, self.adapter, self.temperature = model, lora, adapter, temperature
         self.last_layers = last_layers
         self.actions, self.capacity = int(action_space.n), observation_space["input_ids"].shape[0]  # type: ignore[attr-defined, index]
@@ -117,7 +117,7 @@ class LLMPolicy(ActorCriticPolicy):
                 f"model {self.model_name!r} has {causal.config.vocab_size} logits for the environment's {self.actions} "
                 f"tokens; make the environment with tokenizer={self.model_name!r}"
             )
-        _check_window(causal.config, self.capacity)
+        check_window(causal.config, self.capacity)
         check_attention(causal.config, self.model_name)
         self.lm = self._with_adapters(causal)
         self._lora_layers = [m for m in self.lm.modules() if hasattr(m, "disable_adapters") and hasattr(m, "lora_A")]
@@ -594,25 +594,27 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 register_optimizer_step_post_hook(_after_step)
 
 
-def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:
+    """Make sure that the spaces are a text environment's, and that the model speaks its tokens."""
     from llm_gym.models.load import fingerprint, load_tokenizer
 
     keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
     if not {"input_ids", "roles"} <= keys or not isinstance(action_space, spaces.Discrete):
         raise LLMGymError(
-            "LLMPolicy needs a text environment: a Dict observation with 'input_ids' and 'roles' and a Discrete action "
-            f"space; got {observation_space} and {action_space}"
+            "a language model needs a text environment: a Dict observation with 'input_ids' and 'roles' and a Discrete "
+            f"action space; got {observation_space} and {action_space}"
         )
     expected = getattr(action_space, "fingerprint", None)
     if expected is not None and fingerprint(load_tokenizer(model)) != expected:
         name = getattr(action_space, "tokenizer", "another one")
         raise LLMGymError(
-            f"the policy's model {model!r} and the environment's tokenizer {name!r} number tokens differently; "
+            f"the model {model!r} and the environment's tokenizer {name!r} number tokens differently; "
             f"make the environment with tokenizer={model!r}"
         )
 
 
-def _check_window(config: Any, capacity: int) -> None:
+def check_window(config: Any, capacity: int) -> None:
+    """Make sure that the model sees the whole context."""
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and window < capacity:
         raise LLMGymError(
@@ -632,6 +634,4 @@ def check_head(causal: Any, name: str) -> None:
         whole = causal(input_ids=ids).logits.float()
         parts = causal.get_output_embeddings()(causal.base_model(input_ids=ids).last_hidden_state).float()
     if not torch.allclose(whole, parts, atol=1e-2, rtol=1e-2):
-        raise LLMGymError(
-            f"model {name!r} changes its logits after the output layer, which LLMPolicy does not support yet"
-        )
+        raise LLMGymError(f"model {name!r} changes its logits after the output layer, which is not supported yet")

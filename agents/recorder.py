@@ -18,7 +18,7 @@ from agents.checkpoint import save_checkpoint
 from agents.evaluate import held_out, judged_by
 from agents.progress import Progress
 from agents.rollout import play
-from llm_gym.data.files import write_aside
+from llm_gym.data.files import append_line, write_aside
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import Composite
@@ -250,13 +250,6 @@ def _training_values(logged: dict[str, Any]) -> dict[str, float | None]:
         if values[name] is None and name.endswith("loss"):
             raise LLMGymError(f"training diverged, {name} is {float(value)}: use another seed, or tamer feedback")
     return values
-
-
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a JSONL file, where others may be reading along."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
 
 
 def cut_back(path: Path, updates: int) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from llm_gym.errors import LLMGymError
@@ -55,12 +55,12 @@ class GymVecEnv(VecEnv):
         dones = terminated | truncated
         rows = _split(infos, self.num_envs)
         if dones.any():
-            for row in np.flatnonzero(dones):
-                rows[row]["terminal_observation"] = {key: value[row] for key, value in observation.items()}
+            for row in np.flatnonzero(dones).tolist():
+                rows[row]["terminal_observation"] = _row(observation, row)
                 rows[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             observation, fresh = self.envs.reset(options={"reset_mask": dones})
             fresh_rows = _split(fresh, self.num_envs)
-            for row in np.flatnonzero(dones):
+            for row in np.flatnonzero(dones).tolist():
                 self.reset_infos[row] = fresh_rows[row]
         return observation, rewards.astype(np.float32), dones, rows
 
@@ -70,7 +70,7 @@ class GymVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Return an attribute of the environment inside, once a row."""
-        return [getattr(self.envs, attr_name)] * len(self._rows(indices))
+        return [_attribute(self.envs, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of the environment inside."""
@@ -79,9 +79,9 @@ class GymVecEnv(VecEnv):
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
         """Call a method of the environment inside, once for all rows; `action_masks` returns each row's own."""
         if method_name == "action_masks":
-            masks = self.envs.unwrapped.action_masks()  # type: ignore[attr-defined]
+            masks = _attribute(self.envs, method_name)()
             return [masks[row] for row in self._rows(indices)]
-        return [getattr(self.envs, method_name)(*args, **kwargs)] * len(self._rows(indices))
+        return [_attribute(self.envs, method_name)(*args, **kwargs)] * len(self._rows(indices))
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         """Return False a row: no single environment stands behind a row."""
@@ -89,6 +89,20 @@ class GymVecEnv(VecEnv):
 
     def _rows(self, indices: Any) -> Sequence[int]:
         return range(self.num_envs) if indices is None else np.atleast_1d(indices).tolist()
+
+
+def _attribute(envs: Any, name: str) -> Any:
+    """Return an attribute of the outermost wrapper that has it; Gymnasium's vector wrappers pass none on."""
+    while not hasattr(envs, name) and isinstance(envs, VectorWrapper):
+        envs = envs.env
+    return getattr(envs, name)
+
+
+def _row(observation: Any, row: int) -> Any:
+    """Return one row of what a dict space or a box observes."""
+    if isinstance(observation, dict):
+        return {key: value[row] for key, value in observation.items()}
+    return observation[row]
 
 
 def _split(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
@@ -103,17 +117,24 @@ def _split(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
     return rows
 
 
-def make_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **env_kwargs: Any) -> VecMonitor:
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    wrapper_class: Callable[[VectorEnv], VectorEnv] | None = None,
+    **env_kwargs: Any,
+) -> VecMonitor:
     """Return SB3's view of `n_envs` rows of a registered text environment.
 
     Args:
         env_id: Such as `TextSummary-v0`.
         n_envs: Number of rows.
         seed: Row i is seeded with `seed + i` at the next reset.
+        wrapper_class: Wraps the vector environment, such as `lambda envs: VectorTopKActions(envs, k=8)`.
         env_kwargs: Arguments of the environment.
     """
     envs = gym.make_vec(env_id, num_envs=n_envs, autoreset_mode=AutoresetMode.DISABLED.value, **env_kwargs)
-    adapter = GymVecEnv(envs)
+    adapter = GymVecEnv(envs if wrapper_class is None else wrapper_class(envs))
     if seed is not None:
         adapter.seed(seed)
     return VecMonitor(adapter)

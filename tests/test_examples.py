@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     [
         ("gymnasium_loop.py", [], "ended by stop"),
         ("stock_ppo.py", ["--iterations", "1", "--n-envs", "2"], "total_timesteps"),
+        ("steer_frozen_lm.py", ["ppo", "qr-dqn", "--steps", "768", "--model", "tiny-1k"], "likeliest: score"),
         ("own_task.py", [], "'Flooded road sends buses over the bridge' scores"),
         ("own_scorer.py", [], "own_scorer:ShortWords"),
         ("custom_task.py", [], "'right' scores 1.00"),

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 import llm_gym  # noqa: F401
 from agents import GymVecEnv
-from llm_gym.envs.shaping import Potential, Shaping, VectorShaping, whole_sentences
+from llm_gym.envs.shaping import Potential, PotentialShaping, VectorPotentialShaping, whole_sentences
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import Scorer, build
 
@@ -71,7 +71,7 @@ def test_the_return_of_every_episode_is_unchanged(env_id, every, mode):
 
     tokens = actions(120, 4)
     plain, sparse = played(made(), tokens)
-    shaped, dense = played(VectorShaping(made(), {f"{__name__}:Offset": 0.1, **POTENTIAL}, every), tokens)
+    shaped, dense = played(VectorPotentialShaping(made(), {f"{__name__}:Offset": 0.1, **POTENTIAL}, every), tokens)
     assert len(plain) >= 8 and shaped == pytest.approx(plain, abs=1e-9)
     assert np.count_nonzero(dense) > np.count_nonzero(sparse)
 
@@ -83,12 +83,12 @@ def test_with_a_discount_the_discounted_return_is_unchanged(mode):
 
     tokens = actions(60, 3)
     plain, _ = played(made(), tokens, 0.9)
-    shaped, _ = played(VectorShaping(made(), POTENTIAL, gamma=0.9), tokens, 0.9)
+    shaped, _ = played(VectorPotentialShaping(made(), POTENTIAL, gamma=0.9), tokens, 0.9)
     assert len(plain) > 5 and shaped == pytest.approx(plain, abs=1e-9)
 
 
 def test_rewards_are_the_differences_of_the_scorers_values_worked_by_hand():
-    env = Shaping(gym.make("TextSummary-v0", **SMALL), f"{__name__}:Offset")
+    env = PotentialShaping(gym.make("TextSummary-v0", **SMALL), f"{__name__}:Offset")
     env.reset(seed=0)
     tokenizer, written, before = env.unwrapped.tokenizer, [], 0
     for token in (500, 600, 700):
@@ -103,7 +103,7 @@ def test_rewards_are_the_differences_of_the_scorers_values_worked_by_hand():
 
 
 def test_by_sentence_only_the_end_of_one_is_rewarded():
-    env = Shaping(gym.make("TextSummary-v0", **{**SMALL, "max_new_tokens": 40}), "length", every="sentence")
+    env = PotentialShaping(gym.make("TextSummary-v0", **{**SMALL, "max_new_tokens": 40}), "length", every="sentence")
     env.reset(seed=0)
     ids = env.unwrapped.tokenizer("It rained all night. The road was", add_special_tokens=False)["input_ids"]
     rewards = [env.step(token)[1] for token in ids]
@@ -112,9 +112,11 @@ def test_by_sentence_only_the_end_of_one_is_rewarded():
 
 
 def test_a_single_environment_is_a_row_of_the_vector_and_comes_back_from_its_spec():
-    env = Shaping(gym.make("TextSummary-v0", **SMALL), POTENTIAL, every="token", gamma=1.0)
+    env = PotentialShaping(gym.make("TextSummary-v0", **SMALL), POTENTIAL, every="token", gamma=1.0)
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
-    envs = VectorShaping(gym.make_vec("TextSummary-v0", num_envs=1, autoreset_mode="Disabled", **SMALL), POTENTIAL)
+    envs = VectorPotentialShaping(
+        gym.make_vec("TextSummary-v0", num_envs=1, autoreset_mode="Disabled", **SMALL), POTENTIAL
+    )
     for made in (env, again, envs):
         made.reset(seed=3)
     for (token,) in actions(8, 1, seed=4):
@@ -125,8 +127,12 @@ def test_a_single_environment_is_a_row_of_the_vector_and_comes_back_from_its_spe
 
 
 def test_a_reset_of_some_rows_leaves_the_potential_of_the_others():
-    envs = VectorShaping(gym.make_vec("TextSummary-v0", num_envs=2, autoreset_mode="Disabled", **SMALL), "length")
-    twin = VectorShaping(gym.make_vec("TextSummary-v0", num_envs=2, autoreset_mode="Disabled", **SMALL), "length")
+    envs = VectorPotentialShaping(
+        gym.make_vec("TextSummary-v0", num_envs=2, autoreset_mode="Disabled", **SMALL), "length"
+    )
+    twin = VectorPotentialShaping(
+        gym.make_vec("TextSummary-v0", num_envs=2, autoreset_mode="Disabled", **SMALL), "length"
+    )
     for made in (envs, twin):
         made.reset(seed=0)
         made.step(np.array([500, 600]))
@@ -137,7 +143,7 @@ def test_a_reset_of_some_rows_leaves_the_potential_of_the_others():
 
 def test_it_serves_stable_baselines():
     envs = gym.make_vec("TextSummary-v0", num_envs=3, autoreset_mode="Disabled", **SMALL)
-    shaped = GymVecEnv(VectorShaping(envs, POTENTIAL))
+    shaped = GymVecEnv(VectorPotentialShaping(envs, POTENTIAL))
     plain = GymVecEnv(gym.make_vec("TextSummary-v0", num_envs=3, autoreset_mode="Disabled", **SMALL))
     sums = {}
     for name, env in (("shaped", shaped), ("plain", plain)):
@@ -154,7 +160,9 @@ def test_it_serves_stable_baselines():
 
 
 def test_all_rows_are_scored_in_one_call(monkeypatch):
-    envs = VectorShaping(gym.make_vec("TextSummary-v0", num_envs=4, autoreset_mode="Disabled", **SMALL), "length")
+    envs = VectorPotentialShaping(
+        gym.make_vec("TextSummary-v0", num_envs=4, autoreset_mode="Disabled", **SMALL), "length"
+    )
     envs.reset(seed=0)
     calls, inner = [], envs.potential.feedback
     monkeypatch.setattr(envs.potential, "feedback", lambda episodes: calls.append(len(episodes)) or inner(episodes))
@@ -174,15 +182,18 @@ def test_mistakes_are_told():
     env = gym.make("TextSummary-v0", **SMALL)
     envs = gym.make_vec("TextSummary-v0", num_envs=1, **SMALL)
     for make, message in (
-        (lambda: Shaping(env, "length", every="word"), "every='word' must be one of token, sentence"),
-        (lambda: Shaping(env, "length", gamma=0), "gamma=0 must be above 0"),
-        (lambda: Shaping(env, "lenght"), "did you mean 'length'"),
-        (lambda: Shaping(gym.make("CartPole-v1"), "length"), "is no text environment"),
-        (lambda: VectorShaping(gym.make_vec("CartPole-v1", num_envs=1), "length"), "is no text vector environment"),
+        (lambda: PotentialShaping(env, "length", every="word"), "every='word' must be one of token, sentence"),
+        (lambda: PotentialShaping(env, "length", gamma=0), "gamma=0 must be above 0"),
+        (lambda: PotentialShaping(env, "lenght"), "did you mean 'length'"),
+        (lambda: PotentialShaping(gym.make("CartPole-v1"), "length"), "is no text environment"),
+        (
+            lambda: VectorPotentialShaping(gym.make_vec("CartPole-v1", num_envs=1), "length"),
+            "is no text vector environment",
+        ),
     ):
         with pytest.raises(LLMGymError, match=message):
             make()
-    silent = VectorShaping(envs, f"{__name__}:Silent")
+    silent = VectorPotentialShaping(envs, f"{__name__}:Silent")
     silent.reset(seed=0)
     with pytest.raises(LLMGymError, match="abstained from example"):
         silent.step(np.array([500]))

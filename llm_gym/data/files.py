@@ -69,6 +69,13 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_aside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a JSONL file in one piece, where others may be reading and appending too."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
+
+
 def _guarded(path: Path, reader: Callable[[Path], Rows]) -> Rows:
     """Yield the reader's rows; an unreadable file or one without rows is an error."""
     empty = True

@@ -77,7 +77,7 @@ def _said(draft: Episode, text: str) -> Episode:
     return replace(draft, text=text, turns=[*draft.turns[:-1], {"role": "agent", "text": text}])
 
 
-class VectorShaping(VectorWrapper, RecordConstructorArgs):
+class VectorPotentialShaping(VectorWrapper, RecordConstructorArgs):
     """Adds `gamma` · Φ(after) − Φ(before) to every reward of a text vector environment, Φ being a `Potential`.
 
     The sums over a turn, discounted by `gamma`, are those of the environment itself, since a turn begins and ends with
@@ -121,8 +121,8 @@ class VectorShaping(VectorWrapper, RecordConstructorArgs):
         return self.env.unwrapped  # type: ignore[return-value]
 
 
-class Shaping(gym.Wrapper, RecordConstructorArgs):
-    """`VectorShaping` for a single text environment; part of its `spec`, so that `gym.make(env.spec)` makes it again.
+class PotentialShaping(gym.Wrapper, RecordConstructorArgs):
+    """`VectorPotentialShaping` for a single text environment; `gym.make(env.spec)` makes it again.
 
     Args:
         env: A `TextEnv`, or a wrapper of one, as `gym.make` returns.

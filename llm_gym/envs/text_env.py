@@ -44,12 +44,12 @@ class TextEnv(gym.Env):
         self.vector.generators[0] = self.np_random
         example = (options or {}).get("example")
         observation, infos = self.vector.reset(options={"example": example})
-        return _row(observation), _single(infos)
+        return _row(observation), first_row(infos)
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Append one token."""
         observation, rewards, terminations, _, infos = self.vector.step(np.asarray([action]))
-        return _row(observation), float(rewards[0]), bool(terminations[0]), False, _single(infos)
+        return _row(observation), float(rewards[0]), bool(terminations[0]), False, first_row(infos)
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens may be written next, int8 `(V,)`, 1 for legal; see `TextVectorEnv.action_masks`."""
@@ -65,13 +65,13 @@ def _row(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: value[0] for key, value in observation.items()}
 
 
-def _single(infos: dict[str, Any]) -> dict[str, Any]:
+def first_row(infos: dict[str, Any]) -> dict[str, Any]:
     """Return row 0 of a vector environment's infos as plain Python values."""
     single: dict[str, Any] = {}
     for key, value in infos.items():
         if key.startswith("_"):
             continue
-        single[key] = _single(value) if isinstance(value, dict) else value[0]
+        single[key] = first_row(value) if isinstance(value, dict) else value[0]
         if isinstance(single[key], np.generic):
             single[key] = single[key].item()
     return single

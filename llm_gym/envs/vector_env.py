@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -289,13 +289,46 @@ class TextVectorEnv(VectorEnv):
             LLMGymError: Actions of the wrong shape or outside the vocabulary, a step before `reset`, or feedback
                 that is not finite.
         """
-        actions = self._checked(actions)
+        actions = self.checked(actions)
+        return self._transition(lambda rows: self.write(rows, actions[rows]))
+
+    def step_texts(
+        self, texts: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Write a whole turn into each running row: a text's tokens, then a stop token, as far as the cap allows.
+
+        It is what as many calls of `step` would come to, and returns what the last of them would.
+
+        Args:
+            texts: N texts.
+
+        Raises:
+            LLMGymError: Not N strings, a step before `reset`, or feedback that is not finite.
+        """
+        if isinstance(texts, str) or len(texts) != self.num_envs or not all(isinstance(text, str) for text in texts):
+            raise LLMGymError(f"step_texts takes {self.num_envs} texts, one for each row, got {texts!r}")
+        if not self._started:
+            raise LLMGymError("step_texts was called before reset; call reset() first")
+        return self._transition(lambda rows: self._write_turns(rows, texts))
+
+    def _write_turns(self, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        stop: int = self.single_action_space.stop_ids[0]  # type: ignore[attr-defined]
+        for row in rows.tolist():
+            for token in [*self.encode(row, texts[row]), stop]:
+                if len(self.write(np.array([row]), np.array([token]))):
+                    break
+        return rows
+
+    def _transition(
+        self, write: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Let `write` append to the running rows and return whose turn is over; end, score and reset these."""
         infos: dict[str, Any] = {}
         resting = self._done.copy()
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and resting.any():
             infos = self._begin(np.flatnonzero(resting))
         rows = np.flatnonzero(~resting)
-        self.end_turns(self.write(rows, actions[rows]))
+        self.end_turns(write(rows))
         rewards = np.zeros(self.num_envs)
         finals: dict[int, dict[str, Any]] = {}
         for row, turn in self.score():
@@ -315,7 +348,12 @@ class TextVectorEnv(VectorEnv):
         infos = self._add_masks(infos, np.flatnonzero(~self._done))
         return self.observation(), rewards, terminations, np.zeros(self.num_envs, bool), infos
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def checked(self, actions: Any) -> np.ndarray:
+        """Return actions as an integer array `(N,)`.
+
+        Raises:
+            LLMGymError: They are of the wrong shape or outside the vocabulary, or `reset` has not been called.
+        """
         actions = np.asarray(actions)
         if not self._started:
             raise LLMGymError("step was called before reset; call reset() first")
