@@ -322,7 +322,7 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
         (["train", ENV, "--minutes", "nan"], "not a positive number"),
         (["train", ENV, "--steps", "1", "--minutes", "1"], "not allowed with argument"),
         (["train", ENV, "--columns", "document"], "not of the form A=B"),
-        (["train", ENV, "--algo", "dqn"], "algorithm 'dqn' is unknown"),
+        (["train", ENV, "--algo", "sarsa"], "algorithm 'sarsa' is unknown"),
         (["train", ENV, "--seed", "-1"], "from 0 to 2**32 - 1"),
         (["evaluate", ENV, "--policy", "TINY", "--feedback", "brevity", "--columns", "t=x"], "unknown column 't'"),
         (["score", ENV], "required: --input"),

@@ -362,8 +362,8 @@ def test_a_folder_brings_back_the_policy_and_the_arguments(ragged, tmp_path) -> 
     with torch.no_grad():
         expected, _ = tiny.naive(algorithm.policy, obs)
         torch.testing.assert_close(tiny.naive(loaded.policy, obs)[0], expected, atol=1e-6, rtol=1e-6)
-        with loaded.policy.reference(), algorithm.policy.reference():
-            torch.testing.assert_close(tiny.naive(loaded.policy, obs)[0], tiny.naive(algorithm.policy, obs)[0])
+        with loaded.policy.reference():  # the policy as it was when training began again
+            torch.testing.assert_close(tiny.naive(loaded.policy, obs)[0], expected, atol=1e-6, rtol=1e-6)
     assert np.array_equal(loaded.predict(obs, deterministic=True)[0], algorithm.predict(obs, deterministic=True)[0])
     before = tiny.trained(loaded.policy)
     loaded.learn(40)  # and it goes on
