@@ -25,6 +25,7 @@ from llm_gym.feedback import Composite, Score, build
 from llm_gym.feedback.rules import copied_share, words
 from llm_gym.models.load import load_tokenizer, pick_device
 from llm_gym.registration import find_task
+from llm_gym.statistics import evenly_spaced
 
 HELD_OUT = 48  # documents of a report: few enough to write in a minute, enough for an interval
 TEXTS = 2  # for each of them: what one sampled text happens to be worth says little of its policy
@@ -183,8 +184,7 @@ def held_out(ids: Sequence[str], count: int = HELD_OUT) -> list[str]:
     >>> held_out(["a", "b", "c", "d", "e"], 3)
     ['a', 'c', 'e']
     """
-    places = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
-    return [ids[place] for place in places]
+    return evenly_spaced(ids, count)
 
 
 @dataclass

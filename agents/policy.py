@@ -218,7 +218,7 @@ class LLMPolicy(ActorCriticPolicy):
             self._frozen = {name: p.detach().clone() for name, p in self._trained_weights()}
 
     def _trained_weights(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.lm.named_parameters() if p.requires_grad]
+        return [(f"lm.{name}", p) for name, p in self.lm.named_parameters() if p.requires_grad]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -235,16 +235,22 @@ class LLMPolicy(ActorCriticPolicy):
             raise LLMGymError(
                 "no reference model: with lora=None call keep_reference() before training, or pass lora=16"
             )
-        self._swap_reference()
+        with self._having(self._frozen):
+            yield
+
+    @contextmanager
+    def _having(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Have other weights inside the block; the present ones, by the same names, are kept in their place."""
+        self._exchange(weights)
         try:
             yield
         finally:
-            self._swap_reference()
+            self._exchange(weights)
 
-    def _swap_reference(self) -> None:
-        assert self._frozen is not None
-        for name, p in self._trained_weights():
-            p.data, self._frozen[name] = self._frozen[name].to(p.device), p.data
+    def _exchange(self, weights: dict[str, torch.Tensor]) -> None:
+        for name in weights:
+            p = self.get_parameter(name)
+            p.data, weights[name] = weights[name].to(p.device), p.data
 
     # ---------------------------------------------------------------- hidden states
 

@@ -205,15 +205,8 @@ class QPolicy(LLMPolicy):
     @contextmanager
     def as_target(self) -> Iterator[None]:
         """Be the target network inside the block."""
-        self._swap_target()
-        try:
+        with self._having(self._target):
             yield
-        finally:
-            self._swap_target()
-
-    def _swap_target(self) -> None:
-        for name, p in self.trained_tensors().items():
-            p.data, self._target[name] = self._target[name], p.data
 
     # ---------------------------------------------------------------- saving
 

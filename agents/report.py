@@ -13,7 +13,7 @@ from rich.text import Text
 from agents.evaluate import Evaluation
 from llm_gym.envs.render import printable
 from llm_gym.feedback.rules import copied_share, words
-from llm_gym.statistics import interval
+from llm_gym.statistics import evenly_spaced, interval
 
 NO_EVIDENCE = "no evidence of improvement"
 JUDGED = ("feedback", "judge")  # the measures that get a verdict
@@ -213,9 +213,7 @@ def documents_table(report: dict[str, Any], sources: dict[str, str], count: int 
     table = Table(title="held-out documents", box=box.SIMPLE_HEAD, show_lines=True)
     for title, ratio in (("document", 3), ("before", 4), ("after", 4)):
         table.add_column(title, ratio=ratio, overflow="fold")
-    places = np.linspace(0, len(report["texts"]) - 1, min(count, len(report["texts"]))).round().astype(int)
-    for place in places:
-        row = report["texts"][place]
+    for row in evenly_spaced(report["texts"], count):
         table.add_row(
             Text(printable(cut(sources[row["id"]], 30))),
             Text(printable(f"{row['before']}\n({row['score_before']:+.2f})")),

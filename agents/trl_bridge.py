@@ -74,13 +74,9 @@ def trl_reward(env_id: str, split: str = "train", **env_kwargs: Any) -> Callable
 
 def _rewards(envs: Any, examples: list[str], written: Sequence[Sequence[int]]) -> list[float | None]:
     size = envs.single_action_space.n
-    known = [bool(len(ids)) and max(ids) < size for ids in written]
+    known = np.flatnonzero([bool(len(ids)) and max(ids) < size for ids in written])
     envs.reset(options={"example": examples})
-    running = np.flatnonzero(known)
-    for column in range(max(map(len, written))):
-        rows = [row for row in running.tolist() if column < len(written[row])]
-        ended = envs.write(np.array(rows, np.int64), np.array([written[row][column] for row in rows], np.int64))
-        running = np.setdiff1d(rows, ended).astype(np.int64)
-    envs.end_turns(np.flatnonzero(known))
+    envs.write_turns(known, [written[row] for row in known.tolist()])
+    envs.end_turns(known)
     rewards: dict[int, float | None] = {row: turn.reward for row, turn in envs.score(abstaining=True)}
     return [rewards.get(row) for row in range(len(written))]

@@ -77,17 +77,19 @@ def main() -> None:
 
 
 def run_cell(env: str, cell: str, folder: Path, steps: int | None, minutes: float) -> None:
-    """Train, go on with what was interrupted, or leave alone what is finished."""
+    """Run a cell; see `train`."""
     algo, seed = cell.rsplit("-", 1)
-    command = [sys.executable, "-m", "llm_gym.cli", "train"]
+    length = ["--steps", str(steps)] if steps else ["--minutes", str(minutes)]
+    train(folder, [env, "--algo", algo, "--seed", seed, *length])
+
+
+def train(folder: Path, arguments: list[str]) -> None:
+    """Let `llm-gym train` run, go on with what was interrupted, or leave alone what is finished."""
     if (folder / "report.json").exists():
         return
-    if (folder / "config.json").exists():
-        command += ["--resume", str(folder)]
-    else:
-        length = ["--steps", str(steps)] if steps else ["--minutes", str(minutes)]
-        command += [env, "--algo", algo, "--seed", seed, *length, "--out", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    begun = (folder / "config.json").exists()
+    how = ["--resume", str(folder)] if begun else [*arguments, "--out", str(folder)]
+    subprocess.run([sys.executable, "-m", "llm_gym.cli", "train", *how], check=True, stdout=subprocess.DEVNULL)
 
 
 def row(env: str, cell: str, folder: Path) -> list[str]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,9 @@ import torch
 from agents.evaluate import TEXTS, Evaluation, environment_arguments, find_policy, load_policy, make_envs
 from agents.reference import ReferenceAgent
 from agents.rollout import play
+from learning import train
 from llm_gym.data import load_examples
+from llm_gym.data.files import write_jsonl
 from llm_gym.episode import Episode
 from llm_gym.feedback.similarity import embedder
 from llm_gym.feedback.vocabulary import Distinct
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     run = args.out / f"run-{args.seed}"
-    if not (run / "report.json").exists():
-        train(args.out, run, args.steps, args.seed)
+    length = ["--steps", str(args.steps), "--seed", str(args.seed)]
+    train(run, [ENV, "--data", openings(args.out), "--feedback", json.dumps(FEEDBACK), *length])
     positive = classifier()
     continuations = load_examples(None, "all", find_task(ENV))
     glad, sad = (
@@ -75,19 +75,12 @@ def main() -> None:
         print(f"| {when} | {' | '.join(cells)} | {feedback:.2f} |", flush=True)
 
 
-def train(out: Path, run: Path, steps: int, seed: int) -> None:
-    """Let `llm-gym train` run, or go on where it was broken off."""
+def openings(out: Path) -> str:
+    """Write the openings, each to be gone on with cheerfully, and return the file."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [{**row, "tone": "cheerful"} for row in load_examples(None, "all", find_task(ENV))]
-    data = out / "openings.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    command = [sys.executable, "-m", "llm_gym.cli", "train"]
-    if (run / "config.json").exists():
-        command += ["--resume", str(run)]
-    else:
-        command += [ENV, "--data", str(data), "--feedback", json.dumps(FEEDBACK), "--steps", str(steps)]
-        command += ["--seed", str(seed), "--out", str(run)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    write_jsonl(out / "openings.jsonl", rows)
+    return str(out / "openings.jsonl")
 
 
 def classifier() -> Any:

@@ -1,18 +1,30 @@
-"""Rank correlation, isotonic regression, and bootstrap intervals over documents."""
+"""Evenly spaced items, rank correlation, isotonic regression, and bootstrap intervals over documents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples held as floats at a time
 
 
 # -------------------------------------------------------------------- correlation
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` of `items`, evenly spaced, the first and the last among them: nobody picked them.
+
+    >>> evenly_spaced(["a", "b", "c", "d", "e"], 3)
+    ['a', 'c', 'e']
+    """
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from agents.benchmark import tables
 from agents.benchmark.plots import LABELS, Pictures
@@ -18,6 +17,7 @@ from agents.benchmark.results import Outcome, read_outcomes, summarise
 from llm_gym.data.files import write_aside
 from llm_gym.envs.render import printable
 from llm_gym.episode import Episode
+from llm_gym.statistics import evenly_spaced
 
 PAGE, SUMMARY, SCORES = "report.html", "results.json", "scores.csv"
 SHOWN = 3  # documents of an environment whose texts are shown, evenly spaced, so that nobody picked them
@@ -100,11 +100,10 @@ def _transcripts(env: str, outcomes: list[Outcome]) -> dict[str, Any]:
             sources[name] = printable(episode.source)
             facts = {"agent": agent, "score": episode.reward, "judge": judged and judged.value}
             written.setdefault(name, []).append({**facts, "turns": _turns(episode)})
-    ids = list(written)
-    places = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).round().astype(int)
+    shown = evenly_spaced(list(written), SHOWN)
     return {
         "env": env.rpartition(":")[2],
-        "documents": [{"id": ids[i], "source": sources[ids[i]], "texts": written[ids[i]]} for i in places],
+        "documents": [{"id": name, "source": sources[name], "texts": written[name]} for name in shown],
     }
 
 

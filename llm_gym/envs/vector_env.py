@@ -309,15 +309,29 @@ class TextVectorEnv(VectorEnv):
             raise LLMGymError(f"step_texts takes {self.num_envs} texts, one for each row, got {texts!r}")
         if not self._started:
             raise LLMGymError("step_texts was called before reset; call reset() first")
-        return self._transition(lambda rows: self._write_turns(rows, texts))
-
-    def _write_turns(self, rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         stop: int = self.single_action_space.stop_ids[0]  # type: ignore[attr-defined]
-        for row in rows.tolist():
-            for token in [*self.encode(row, texts[row]), stop]:
-                if len(self.write(np.array([row]), np.array([token]))):
-                    break
-        return rows
+
+        def write(rows: np.ndarray) -> np.ndarray:
+            self.write_turns(rows, [[*self.encode(row, texts[row]), stop] for row in rows.tolist()])
+            return rows
+
+        return self._transition(write)
+
+    def write_turns(self, rows: np.ndarray, turns: Sequence[Sequence[int]]) -> None:
+        """Write given tokens into rows, one of each at a time, as far as the turn of each goes.
+
+        Args:
+            rows: int `(n,)`, which are running.
+            turns: For each, the ids of its tokens.
+        """
+        going = list(zip(rows.tolist(), turns, strict=True))
+        for column in range(max(map(len, turns), default=0)):
+            going = [(row, ids) for row, ids in going if column < len(ids)]
+            if not going:
+                return
+            tokens = np.array([ids[column] for _, ids in going], np.int64)
+            ended = set(self.write(np.array([row for row, _ in going], np.int64), tokens).tolist())
+            going = [(row, ids) for row, ids in going if row not in ended]
 
     def _transition(
         self, write: Callable[[np.ndarray], np.ndarray]

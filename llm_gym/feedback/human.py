@@ -14,6 +14,7 @@ import numpy as np
 from llm_gym.data.files import read_rows
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
+from llm_gym.statistics import evenly_spaced
 
 RATINGS = ("source", "candidate", "human")
 PAIRS = ("prompt", "response_a", "response_b", "preferred")
@@ -91,7 +92,8 @@ def read_judgements(
         _check_strings(place, row, [name for name in KINDS[kind] if name not in JUDGED])
     source = KINDS[kind][0]
     names = [str(row.get("id", row[source]) if kind == "ratings" else row[source]) for _, row in rows]
-    kept = _spaced(list(dict.fromkeys(names)), documents)
+    every = list(dict.fromkeys(names))
+    kept = evenly_spaced(every, documents or len(every))
     numbers = {name: number for number, name in enumerate(kept)}
     chosen = [(w, row, numbers[n]) for w, (_, row), n in zip(where, rows, names, strict=True) if n in numbers]
     if kind == "ratings":
@@ -129,11 +131,6 @@ def _check_strings(where: str, row: dict[str, Any], names: list[str]) -> None:
             raise LLMGymError(f"{where}: column {name!r} must be a string, not {json.dumps(row.get(name))[:40]}")
     if not isinstance(row.get("reference", ""), str | None):
         raise LLMGymError(f"{where}: column 'reference' must be a string, not {json.dumps(row['reference'])[:40]}")
-
-
-def _spaced(names: list[str], count: int | None) -> list[str]:
-    places = np.linspace(0, len(names) - 1, min(count or len(names), len(names))).round().astype(int)
-    return [names[place] for place in places]
 
 
 def _episode(row: dict[str, Any], source: str, text: str, number: int) -> Episode:
