@@ -7,12 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from importlib.resources import files
+from random import Random
 from typing import Any
 
 import pytest
 
 from llm_gym.data import load_examples
 from llm_gym.feedback.answers import abstains, bare
+from llm_gym.feedback.corruption import corruptions
 from llm_gym.feedback.rules import copied_words, says, words
 from llm_gym.registration import ENVIRONMENTS, find_task
 from llm_gym.tasks.question_answering import QuestionAnswering
@@ -133,3 +135,16 @@ def test_splits_are_fixed(task, split, size, digest) -> None:
     ids = sorted(example["id"] for example in load_examples(None, split, task))
     assert len(ids) == size
     assert hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16] == digest
+
+
+# --- who did what -------------------------------------------------------------------------------------------
+
+
+def test_who_did_what_can_be_swapped_and_shares_nothing_with_summaries() -> None:
+    rows = [row for kind in ("dialogues", "reports") for row in rows_of(f"who_did_what_{kind}")]
+    assert len({row["id"] for row in rows}) == len({row["document"] for row in rows}) == len(rows) == 161
+    summaries = {run for row in rows_of("text_summary") for run in runs_of(row)}
+    for row in rows:
+        assert set(row) == {"id", "document", "summary"}
+        assert not runs_of(row) & summaries, row["id"]
+        assert "swapped" in corruptions(row["summary"], row["document"], Random(0)), row["id"]

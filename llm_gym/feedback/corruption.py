@@ -22,7 +22,7 @@ DATES = (
 )
 DATE = rf"(?:{'|'.join(sorted(frozenset.union(*DATES)))})s?"
 TITLE = r"(?:Dr|Mr|Mrs|Ms|Prof|St)\. "
-NAME = regex.compile(rf"#\w+#|\b{DATE}\b|(?:{TITLE})?{WORD}(?: (?!{DATE}\b){WORD})*")
+NAME = regex.compile(rf"#\w+#|\b{DATE}\b|(?:{TITLE})?{WORD}(?: (?!{DATE}\b|{TITLE}){WORD})*")
 INSIDE = regex.compile(rf"(?<=[\w#,;)] ){WORD}")
 """A capitalised word that does not open a sentence."""
 SPEAKER = regex.compile(rf"^({WORD}):", regex.MULTILINE)
@@ -39,6 +39,8 @@ def names(text: str, known: Iterable[str] = ()) -> list[str]:
 
     >>> names("When Oda Brenn met Mill's crew, I left. Tam came. Rain fell.", ["So Tam stayed."])
     ['Oda Brenn', 'Mill', 'Tam']
+    >>> names("Give Mr. Vogel the key.")
+    ['Mr. Vogel']
     >>> names("#Person1# asks #Person2# for tea on Monday.")
     ['#Person1#', '#Person2#', 'Monday']
     """

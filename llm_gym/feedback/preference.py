@@ -16,6 +16,8 @@ from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.pairs import about
 
+WHO_DID_WHAT = Path(__file__).parents[1] / "models" / "who-did-what"
+"""The model that comes with the package; `make preference` makes it."""
 CONFIG, HEAD = "preference.json", "head.safetensors"
 FORMAT = 1
 """Value of `llm_gym_preference` in the config."""
@@ -126,14 +128,15 @@ class Preference(Scorer):
     rewards. A reward is 0 for an average text of those that the model was checked on. An empty text has −`limit`.
 
     Args:
-        path: Folder that `llm-gym feedback train` wrote.
+        path: Folder that `llm-gym feedback train` wrote; the bundled `who-did-what`, which has learned from summaries
+            with names and numbers changed, if none is given.
         limit: A reward beyond it is cut off: far from all that the model has seen, it means nothing.
 
     Raises:
         LLMGymError: The folder is no preference model.
     """
 
-    def __init__(self, path: str, limit: float = 10.0) -> None:
+    def __init__(self, path: str = str(WHO_DID_WHAT), limit: float = 10.0) -> None:
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
             raise LLMGymError(f"limit={limit!r} must be a positive number")
         self.model, self.limit = preference_model(path), limit
