@@ -19,6 +19,7 @@ from agents.policy import LLMPolicy
 from agents.q_policy import QPolicy
 from agents.reference import ReferenceAgent
 from agents.rollout import Agent, play
+from llm_gym.data.files import whole_path
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import Composite, Score, build
@@ -119,7 +120,7 @@ def environment_arguments(
     arguments: dict[str, Any] = {"data": None, "columns": None, "feedback": task.feedback}
     arguments.update(run["env_kwargs"] if run else {})
     if data is not None:
-        arguments.update(data=str(Path(data).absolute()) if Path(data).exists() else data, columns=None)
+        arguments.update(data=whole_path(data), columns=None)
     if columns:
         arguments["columns"] = dict(columns)
     if partner is not None:

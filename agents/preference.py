@@ -17,6 +17,7 @@ from torch import nn
 import llm_gym
 from agents.losses import bradley_terry
 from agents.saving import folder_aside
+from llm_gym.data.files import whole_path
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.human import Judgements
 from llm_gym.feedback.pairs import about
@@ -162,7 +163,7 @@ def train_preference(
         raise LLMGymError(f"{target} exists already and nothing is overwritten: delete it, or pass another --out")
     epochs, steps = positive("epochs", epochs), None if steps is None else positive("steps", steps)
     train, test = held_out(documents(data))
-    name = str(Path(model).absolute()) if Path(model).is_dir() else model
+    name = whole_path(model)
     rewards = RewardModel(name, seed)
     say(f"{len(train)} documents to train on, {len(test)} held out")
     updates = _learn(rewards, train, epochs, steps, seed, say)

@@ -39,7 +39,7 @@ from agents.report import make_report, markdown
 from agents.saving import folder_aside
 from agents.vec_env import make_vec_env
 from llm_gym.data import load_examples
-from llm_gym.data.files import write_aside
+from llm_gym.data.files import whole_path, write_aside
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.models.load import hub_id
@@ -47,6 +47,8 @@ from llm_gym.registration import find_task
 
 PACKAGES = ("torch", "transformers", "peft", "stable-baselines3", "gymnasium", "numpy")
 LORA = 16
+PLACES = ("pairs", "teacher")
+"""Settings that may be paths."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _config(arguments: TrainArguments, source: PolicySource, env_kwargs: dict[st
         "judge": find_task(arguments.env).judge,
         "algo": arguments.algo,
         "n_envs": settings.pop("n_envs"),
-        "settings": settings,
+        "settings": {k: whole_path(v) if v and k in PLACES else v for k, v in settings.items()},
         "policy": {**policy, "hub_id": hub_id(source.model)},
         "seed": arguments.seed,
         "steps": arguments.steps,

@@ -81,7 +81,7 @@ def test_the_baselines_always_take_part_and_what_cannot_vary_runs_once(tiny_mode
     [
         (["own_agents:Missing"], [ENV], "cannot be loaded .*has no attribute 'Missing'"),
         (["nowhere:Agent"], [ENV], "cannot be loaded .*PYTHONPATH"),
-        (["grop"], [ENV], "grop"),
+        (["grop"], [ENV], "agent 'grop'.*algorithms are grpo, rloo"),
         (["http://127.0.0.1:9/v1"], [ENV], "names no model"),
         (["grpo"], ["TextSumary-v0"], "did you mean 'TextSummary-v0'"),
     ],

@@ -11,7 +11,7 @@ from agents.algorithms import hyperparameters
 from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs
 from agents.progress import Progress, line
 from agents.recorder import Limit
-from agents.training import TrainArguments, train
+from agents.training import TrainArguments, resume, train
 from llm_gym.errors import LLMGymError
 
 ENV = "tiny_task:TinySummary-v0"
@@ -154,6 +154,16 @@ def test_a_run_goes_on_from_another_run(grpo: Any, tmp_path: Path, tiny_model: s
     assert config["env_kwargs"]["data"] == json.loads((grpo.folder / "config.json").read_text())["env_kwargs"]["data"]
     base = json.loads((done.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == json.loads((grpo.folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_a_teacher_named_from_here_is_found_from_anywhere(
+    grpo: Any, tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(grpo.folder.parent)
+    asked = {"teacher": grpo.folder.name}
+    done = run(tmp_path, tiny_model, data, algo="distillation", steps=1, hyperparams=asked)
+    monkeypatch.chdir(tmp_path)
+    assert resume(done.folder, steps=2).report["updates"] == 2
 
 
 def test_minutes_stop_before_the_update_that_would_overrun(tmp_path: Path, tiny_model: str, data: str) -> None:

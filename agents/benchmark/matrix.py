@@ -145,7 +145,11 @@ def make_plan(agents: Sequence[str], envs: Sequence[str], **settings: Any) -> Pl
 
 def _check(contestant: Contestant) -> None:
     """See to it that a slip in a name is told before anything runs."""
-    load_tokenizer(contestant.source.model)
+    try:
+        load_tokenizer(contestant.source.model)
+    except LLMGymError as error:
+        hint = f"; algorithms are {', '.join(ALGORITHMS)}" if contestant.source.model == contestant.name else ""
+        raise LLMGymError(f"agent {contestant.name!r}: {error}{hint}") from error
     if contestant.kind == "own":
         find_class(contestant.name)
     if contestant.kind == "endpoint":

@@ -51,6 +51,14 @@ def write_aside(path: Path, content: str | bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
+def whole_path(name: str) -> str:
+    """Return the name of a file or folder as an absolute path, so that it holds from any other folder too.
+
+    What there is no file or folder of, such as a model's name, stays as it is.
+    """
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 def new_file(path: str | Path) -> Path:
     """Return the path of a file that is going to be written.
 
