@@ -283,6 +283,7 @@ def test_the_command_line_asks_for_what_is_missing(tmp_path: Path, capsys: pytes
         (["--out", str(tmp_path / "x"), "--agents", "random"], "which envs"),
         (["--out", str(tmp_path / "x"), "--preset", "huge"], "expected one of smoke, cpu, full"),
         (["report", str(tmp_path)], "is no benchmark"),
+        (["report", str(tmp_path / "results.json")], "cannot be read"),
         (["compare", str(tmp_path), str(tmp_path)], "is no benchmark"),
     ):
         assert main(["benchmark", *more]) == 2

@@ -161,6 +161,8 @@ def test_the_tables_are_markdown_too(summary: dict[str, Any], bench: Path, capsy
     assert main(["benchmark", "report", str(bench), "--markdown"]) == 0
     shown = capsys.readouterr().out
     assert shown == markdown(summary)
+    assert main(["benchmark", "report", str(bench / "results.json"), "--markdown"]) == 0
+    assert capsys.readouterr().out == shown
     rows = [line for line in shown.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 2  # of two tables
     assert any(line.startswith("| best-of-8 |") for line in rows)

@@ -17,6 +17,7 @@ from agents.benchmark.results import Outcome, read_outcomes, summarise
 from llm_gym.data.files import write_aside
 from llm_gym.envs.render import printable
 from llm_gym.episode import Episode
+from llm_gym.errors import LLMGymError
 from llm_gym.statistics import evenly_spaced
 
 PAGE, SUMMARY, SCORES = "report.html", "results.json", "scores.csv"
@@ -35,6 +36,21 @@ def write_report(out: Path) -> dict[str, Any]:
     write_aside(out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_aside(out / SCORES, scores_csv(summary))
     write_aside(out / PAGE, page(summary, [_transcripts(env, outcomes) for env in plan.envs]))
+    return summary
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return what a `results.json` holds.
+
+    Raises:
+        LLMGymError: It cannot be read, or is something else.
+    """
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LLMGymError(f"{path} cannot be read ({error}); give the results.json of a benchmark") from error
+    if not isinstance(summary, dict) or not {"plan", "environments", "aggregates"} <= set(summary):
+        raise LLMGymError(f"{path} is not the results.json of a benchmark")
     return summary
 
 

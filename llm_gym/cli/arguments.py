@@ -132,7 +132,7 @@ def _benchmark(commands: Any) -> None:
     comparing.add_argument("second", metavar="B", help="folder of another")
 
     reporting = _command(commands, "report", benchmark.report_command, "write the report anew, and print its tables")
-    reporting.add_argument("folder", metavar="DIR", help="folder of a benchmark")
+    reporting.add_argument("folder", metavar="DIR", help="folder of a benchmark, or a results.json of one")
     reporting.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
 
 

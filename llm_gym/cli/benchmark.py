@@ -28,14 +28,15 @@ def benchmark_command(arguments: argparse.Namespace) -> int:
 
 
 def report_command(arguments: argparse.Namespace) -> None:
-    """Write a benchmark's report anew, and print its tables."""
-    from agents.benchmark.report import markdown, write_report
+    """Write a benchmark's report anew, and print its tables; of a `results.json` that was kept, only print them."""
+    from agents.benchmark.report import markdown, read_summary, write_report
 
-    summary = write_report(Path(arguments.folder))
+    place = Path(arguments.folder)
+    summary = read_summary(place) if place.suffix == ".json" else write_report(place)
     if arguments.markdown:
         print(markdown(summary), end="")
     else:
-        _show(summary, Path(arguments.folder), arguments.json)
+        _show(summary, place, arguments.json)
 
 
 def compare_command(arguments: argparse.Namespace) -> None:
@@ -85,9 +86,10 @@ def _show(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     from agents.benchmark import report, tables
 
     if as_json:
-        print_json({**summary, "report": str(out / report.PAGE)})
+        print_json({**summary, "report": str(out / report.PAGE) if out.is_dir() else None})
         return
     for table in (tables.overview(summary), *(tables.environment(summary, e) for e in summary["plan"]["envs"])):
         print_table(table.title, table.header, table.rows)
-    for line in (*summary["notes"], f"report  {out / report.PAGE}", f"scores  {out / report.SCORES}"):
+    places = (f"report  {out / report.PAGE}", f"scores  {out / report.SCORES}") if out.is_dir() else ()
+    for line in (*summary["notes"], *places):
         console().print(line, markup=False, soft_wrap=True)
