@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from agents.base import TextAlgorithm, segment
+from agents.checks import check_head
 from agents.evaluate import find_policy
 from agents.head import Output
-from agents.policy import LLMPolicy, check_head
+from agents.policy import LLMPolicy
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.models.load import fingerprint, load_tokenizer, shared_adapted_lm, shared_causal_lm

@@ -20,10 +20,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from agents.checks import check_head, check_spaces, check_window
 from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
 from agents.head import Output, constrained_stats, divergence, token_stats
 from agents.mask import Allowed, along, following, masked, open_states, reached
+from agents.optimizer import find_optimizer
 from llm_gym.choices import Constraint, State
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Packed, check_attention
@@ -82,7 +84,7 @@ class LLMPolicy(ActorCriticPolicy):
             raise LLMGymError(f"temperature={temperature} must be positive; for greedy actions pass deterministic=True")
         if last_layers is not None and (lora is not None or adapter is not None):
             raise LLMGymError(f"last_layers={last_layers} trains whole layers and no adapters; pass lora=None with it")
-        optimizer_class, optimizer_kwargs = _optimizer(optimizer_class, optimizer_kwargs)
+        optimizer_class, optimizer_kwargs = find_optimizer(optimizer_class, optimizer_kwargs)
         # ActorCriticPolicy's own constructor would build an MLP on float features.
         super(ActorCriticPolicy, self).__init__(
             observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
@@ -545,26 +547,6 @@ class LLMPolicy(ActorCriticPolicy):
         }
 
 
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-    "adamw": (torch.optim.AdamW, {"weight_decay": 0.0}),
-    "adam": (torch.optim.Adam, {}),
-    "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-5}),
-}
-"""Optimisers by name, with the arguments they get if none are given; RMSprop's are those of SB3's A2C."""
-
-
-def _optimizer(
-    name: str | type[torch.optim.Optimizer], kwargs: dict[str, Any] | None
-) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    if not isinstance(name, str):
-        usual = next((usual for known, usual in OPTIMIZERS.values() if known is name), {})
-        return name, usual if kwargs is None else kwargs
-    if name not in OPTIMIZERS:
-        raise LLMGymError(f"optimizer_class={name!r} is unknown; expected one of {', '.join(OPTIMIZERS)}, or a class")
-    found, usual = OPTIMIZERS[name]
-    return found, usual if kwargs is None else kwargs
-
-
 def _freeze_all_but(causal: Any, last_layers: int | None) -> Any:
     """Freeze a model but for its last layers; None freezes nothing."""
     if last_layers is None:
@@ -598,46 +580,3 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 register_optimizer_step_post_hook(_after_step)
-
-
-def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, model: str) -> None:
-    """Make sure that the spaces are a text environment's, and that the model speaks its tokens."""
-    from llm_gym.models.load import fingerprint, load_tokenizer
-
-    keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
-    if not {"input_ids", "roles"} <= keys or not isinstance(action_space, spaces.Discrete):
-        raise LLMGymError(
-            "a language model needs a text environment: a Dict observation with 'input_ids' and 'roles' and a Discrete "
-            f"action space; got {observation_space} and {action_space}"
-        )
-    expected = getattr(action_space, "fingerprint", None)
-    if expected is not None and fingerprint(load_tokenizer(model)) != expected:
-        name = getattr(action_space, "tokenizer", "another one")
-        raise LLMGymError(
-            f"the model {model!r} and the environment's tokenizer {name!r} number tokens differently; "
-            f"make the environment with tokenizer={model!r}"
-        )
-
-
-def check_window(config: Any, capacity: int) -> None:
-    """Make sure that the model sees the whole context."""
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < capacity:
-        raise LLMGymError(
-            f"the model's sliding window of {window} tokens is shorter than the context of {capacity}; "
-            "make the environment with smaller max_prompt_tokens"
-        )
-
-
-def check_head(causal: Any, name: str) -> None:
-    """Make sure that logits are the head applied to the hidden state, which decoding relies on.
-
-    Raises:
-        LLMGymError: The model `name` does something else.
-    """
-    ids = torch.arange(4)[None]
-    with torch.no_grad():
-        whole = causal(input_ids=ids).logits.float()
-        parts = causal.get_output_embeddings()(causal.base_model(input_ids=ids).last_hidden_state).float()
-    if not torch.allclose(whole, parts, atol=1e-2, rtol=1e-2):
-        raise LLMGymError(f"model {name!r} changes its logits after the output layer, which is not supported yet")

@@ -9,9 +9,9 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
+from agents.checks import check_head, check_spaces, check_window
 from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
-from agents.policy import check_head, check_spaces, check_window
 from llm_gym.envs.text_env import TextEnv
 from llm_gym.envs.vector_env import TextVectorEnv
 from llm_gym.errors import LLMGymError
