@@ -21,10 +21,16 @@ install: $(VENV)/installed
 demo: install
 	$(BIN)/llm-gym train TextSummary-v0 --seed $(SEED) --out $(RUN)
 
-# A preference model from bundled data alone: references against the same with names and numbers changed.
+# The preference model `who-did-what`, from bundled texts alone: what is right against the same with names and numbers changed.
+CORRUPT = $(BIN)/llm-gym feedback corrupt TextSummary-v0 --seed $(SEED)
+PAIRS := runs/preference-pairs
 preference: install
-	$(BIN)/llm-gym feedback corrupt TextSummary-v0 --seed $(SEED) --out runs/preference-pairs.jsonl
-	$(BIN)/llm-gym feedback train --data runs/preference-pairs.jsonl --seed $(SEED) --out runs/preference
+	mkdir -p $(PAIRS)
+	$(CORRUPT) -k 2 --out $(PAIRS)/summaries.jsonl
+	$(CORRUPT) -k 3 --split all --data llm_gym/data/corpora/who_did_what_dialogues.jsonl --out $(PAIRS)/dialogues.jsonl
+	$(CORRUPT) -k 3 --split all --data llm_gym/data/corpora/who_did_what_reports.jsonl --out $(PAIRS)/reports.jsonl
+	cat $(PAIRS)/summaries.jsonl $(PAIRS)/dialogues.jsonl $(PAIRS)/reports.jsonl > $(PAIRS)/all.jsonl
+	$(BIN)/llm-gym feedback train --data $(PAIRS)/all.jsonl --epochs 4 --seed $(SEED) --out runs/preference
 
 test: install
 	$(BIN)/llm-gym fetch

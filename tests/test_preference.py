@@ -13,12 +13,15 @@ import torch
 from agents import preference as training
 from agents.losses import bradley_terry
 from agents.preference import RewardModel, documents, held_out, train_preference
+from llm_gym.data import load_examples
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
+from llm_gym.feedback.corruption import corrupted_pairs
 from llm_gym.feedback.human import Judgements, read_judgements
 from llm_gym.feedback.preference import Preference, PreferenceModel, segments
 from llm_gym.models.load import load_tokenizer, quiet_peft, shared_adapted_lm, shared_causal_lm
+from llm_gym.registration import find_task
 
 SOURCE = "The council met on Tuesday to talk about the new bridge over the river."
 TEXTS = [
@@ -288,3 +291,13 @@ def test_special_tokens_in_a_text_are_plain_characters(tiny_model):
     ids = [*branch.context, *branch.ids[:-1]]
     assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id
     assert tokenizer.convert_tokens_to_ids("<|user|>") not in ids
+
+
+def test_the_bundled_model_tells_who_did_what_in_summaries_that_it_has_not_seen() -> None:
+    task = find_task("TextSummary-v0")
+    pairs = corrupted_pairs(task, load_examples(None, "test", task)[:12])
+    right = [episode(pair["chosen"], pair["source"]) for pair in pairs]
+    wrong = [episode(pair["rejected"], pair["source"]) for pair in pairs]
+    scorer = build("preference")
+    gaps = [good.value - bad.value for good, bad in zip(scorer(right), scorer(wrong), strict=True)]
+    assert np.mean(np.array(gaps) > 0) > 0.7
