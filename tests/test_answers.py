@@ -114,7 +114,7 @@ def test_the_environment_rewards_the_right_answer_and_the_right_abstention() -> 
         for token in [*envs.tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
             envs.write(np.array([row]), np.array([token]))
         envs.end_turns(np.array([row]))
-    assert [turn.reward for _, turn in envs.score()] == [6.0, 6.0]
+    assert [turn.reward for _, turn in envs.score()] == [5.25, 5.25]
 
 
 # --- data ---------------------------------------------------------------------------------------------------

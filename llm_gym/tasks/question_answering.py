@@ -86,7 +86,7 @@ class QuestionAnswering(Task):
     feedback = {
         "answer": {"weight": 4.0},
         "answer_exact": {"weight": 1.0},
-        "answer_support": {"weight": 1.0},
+        "answer_support": {"weight": 0.25},
     }
     judge = {
         "chrf": {"weight": 1 / 2},
