@@ -14,9 +14,6 @@ RESAMPLES = 10_000
 CHUNK = 1_000  # resamples held as floats at a time
 
 
-# -------------------------------------------------------------------- correlation
-
-
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """Return at most `count` of `items`, evenly spaced, the first and the last among them: nobody picked them.
 
@@ -25,6 +22,9 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in places]
+
+
+# -------------------------------------------------------------------- correlation
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
