@@ -203,7 +203,7 @@ class _FrozenHead(torch.autograd.Function):
 def _softmax(hidden: Any, weight: Any, bias: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return logits less their maximum `(n, V)`, the softmax times its sum `(n, V)`, and that sum `(n, 1)`."""
     logits = functional.linear(hidden, weight, bias)
-    logits = logits - logits.detach().amax(-1, keepdim=True)
+    logits.sub_(logits.detach().amax(-1, keepdim=True))
     shares = logits.exp()
     return logits, shares, shares.sum(-1, keepdim=True)
 

@@ -133,11 +133,14 @@ class LLMPolicy(ActorCriticPolicy):
             return _freeze_all_but(causal, self.last_layers)
         from peft import LoraConfig, PeftModel, get_peft_model
 
+        from agents.lora import make_lean
         from llm_gym.models.load import hub_id, quiet_peft
 
         if self.adapter is not None:
             with quiet_peft():
-                return PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
+                lm = PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
+            make_lean(lm)
+            return lm
         config = LoraConfig(
             r=self.lora,  # type: ignore[arg-type]
             lora_alpha=2 * self.lora,  # type: ignore[operator]
@@ -148,6 +151,7 @@ class LLMPolicy(ActorCriticPolicy):
             lm = get_peft_model(causal, config)
         # What is saved must name the public model, not a folder of this machine.
         lm.peft_config["default"].base_model_name_or_path = hub_id(self.model_name)
+        make_lean(lm)
         return lm
 
     @property

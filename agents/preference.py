@@ -90,6 +90,8 @@ class RewardModel(nn.Module):
     def __init__(self, model: str, seed: int = 0) -> None:
         from peft import LoraConfig, get_peft_model
 
+        from agents.lora import make_lean
+
         super().__init__()
         self.name, self.tokenizer = model, load_tokenizer(model)
         causal = load_causal_lm(model, dtype="float32")
@@ -98,6 +100,7 @@ class RewardModel(nn.Module):
         with quiet_peft(), torch.random.fork_rng():
             torch.manual_seed(seed)
             self.lm = get_peft_model(causal, config).eval()
+        make_lean(self.lm)
         self.lm.peft_config["default"].base_model_name_or_path = hub_id(model)
         self.head = nn.Linear(causal.config.hidden_size, 1).to(causal.device)
         nn.init.zeros_(self.head.weight)

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import configure
 
 from agents import LLMPolicy, SequenceRolloutBuffer
 from agents.vec_env import GymVecEnv
-from llm_gym.models.packing import Segment, pack
+from llm_gym.models.packing import Packed, Segment, pack
 from speed_rows.common import MODEL, against, make_envs, make_policy, seconds, write_adapter
 
 EPISODES, PROMPT, NEW = 4, 64, 64
@@ -139,7 +139,7 @@ def _size(buffer: Any) -> int:
 
 
 def share(repeat: int) -> dict[str, Any]:
-    """Share of a pass with gradient that is the products of its linear layers and its output layer."""
+    """Share of a pass with gradient that is the products of its linear layers and its output layer, and attention."""
     envs = make_envs(1, 160, 32)
     policy = make_policy(envs)
     random = np.random.default_rng(0)
@@ -164,10 +164,27 @@ def share(repeat: int) -> dict[str, Any]:
             for part in hidden[: len(packed.targets), : weight.shape[1]].split(256):
                 (part @ weight.T) @ weight
 
-    whole, alone = np.median(seconds(update, repeat)), np.median(seconds(products, repeat))
+    attention = _attention(policy.lm.config, packed)
+    whole, alone, attending = (float(np.median(seconds(run, repeat))) for run in (update, products, attention))
     return {
         "what": "a pass with gradient, 4 prompts of 160 tokens x 8 texts of 32, LoRA on all linear layers",
-        "seconds": round(float(whole), 2),
-        "its products alone, seconds": round(float(alone), 2),
-        "share of matrix products": round(float(alone / whole), 2),
+        "seconds": round(whole, 2),
+        "its linear and output layers alone, seconds": round(alone, 2),
+        "its attention alone, seconds": round(attending, 2),
+        "share of linear and output layers": round(alone / whole, 2),
+        "share of matrix products": round((alone + attending) / whole, 2),
     }
+
+
+def _attention(config: Any, packed: Packed) -> Any:
+    """Return a call of the attention of all layers at the shapes of a batch, with gradient."""
+    heads = config.num_attention_heads
+    shape = (len(packed.input_ids), heads, packed.input_ids.shape[1], config.hidden_size // heads)
+    query, keys, values = (torch.randn(shape, requires_grad=True) for _ in range(3))
+
+    def run() -> None:
+        for _ in range(config.num_hidden_layers):
+            out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=packed.mask)
+            torch.autograd.grad(out.sum(), (query, keys, values))
+
+    return run

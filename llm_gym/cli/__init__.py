@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 
 from llm_gym.cli.arguments import make_parser
+from llm_gym.cli.memory import keep_freed_memory
 from llm_gym.errors import LLMGymError
 
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if a part of a benchmark failed, 2 for a mistake told in one line, 130 when interrupted.
     """
+    keep_freed_memory()
     try:
         arguments = make_parser().parse_args(argv)
         code = arguments.command(arguments)
