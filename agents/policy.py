@@ -39,7 +39,8 @@ class LLMPolicy(ActorCriticPolicy):
     """A causal language model with LoRA adapters and a value head, for SB3's on-policy algorithms.
 
     Actions are token ids, observations are those of `llm_gym`'s environments. While acting, keys and values are kept
-    by environment row, so that `policy(obs)` runs one token a row; the caches are dropped when weights change.
+    by environment row, so that `policy(obs)` runs one token a row; the caches are dropped when weights change. The
+    value head reads what the language model has read, but its loss trains the head alone.
     `evaluate_actions` takes SB3's flat observations, or the `Packed` batches of `SequenceRolloutBuffer`, which run
     each episode once. Where the environment's task constrains its tokens, the legal ones alone share the probability,
     in sampling as in evaluating.
@@ -452,7 +453,9 @@ class LLMPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: Any, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return values `(N, 1)`, log-probabilities `(N,)` and entropies `(N,)` of given actions, with gradient."""
         hidden = self._hidden(obs, "rollout")
-        return self._values(hidden), *self._stats(hidden, actions.long().flatten(), self._allowed(obs))
+        # Rewards of several units make the critic's gradient a hundred times the policy's: let into the language model,
+        # it made PPO forget how to write within fifty updates.
+        return self._values(hidden.detach()), *self._stats(hidden, actions.long().flatten(), self._allowed(obs))
 
     def output(self, packed: Packed) -> Output:
         """Return what the logits at each trained token are made of, with gradient, at the sampling temperature."""

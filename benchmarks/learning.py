@@ -46,7 +46,7 @@ from llm_gym.statistics import Estimate
 
 CELLS = ("grpo-0", "grpo-1", "grpo-2", "rloo-0", "ppo-0", "a2c-0", "reinforce-0", "sft-0", "dpo-0",
          "distillation-0", "dqn-0")  # fmt: skip
-FRONTIER = (2, 4, 8, 16)
+FRONTIER = (2, 4, 8, 16, 32, 64)
 HEADER = ("", "updates", "minutes", "win rate", "at equal length", "KL of a text", "feedback", "second judge",
           "copied share", "distinct-2", "words")  # fmt: skip
 

@@ -121,6 +121,14 @@ def test_gradients_equal_those_of_the_naive_forward(env, policy) -> None:
     assert any("value_head" in name for name in found[0]) and any("lora_A" in name for name in found[0])
 
 
+def test_the_critic_does_not_train_the_language_model(env, policy) -> None:
+    values, log_probs, _ = policy.evaluate_actions(tiny.tensors(env.reset()), torch.tensor([5, 6, 7, 8]))
+    for of, expected in ((values, {"value_head"}), (log_probs, {"lm"})):
+        policy.zero_grad()
+        of.square().sum().backward(retain_graph=True)
+        assert {name.split(".")[0] for name in tiny.gradients(policy)} == expected
+
+
 def full_answer(policy, obs, actions):
     values, log_probs, entropy = policy.evaluate_actions(tiny.tensors(obs), actions)
     return log_probs, values[:, 0], entropy

@@ -115,7 +115,7 @@ def naive(policy: Any, obs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]
         row = torch.as_tensor(ids)[None, :length].long()
         out = policy.lm(input_ids=row, use_cache=False, output_hidden_states=True)
         log_probs.append((out.logits[0, -1, : policy.actions] / policy.temperature).log_softmax(-1))
-        values.append(policy.value_head(out.hidden_states[-1][0, -1]))
+        values.append(policy.value_head(out.hidden_states[-1][0, -1].detach()))
     return torch.stack(log_probs), torch.cat(values)
 
 
