@@ -62,7 +62,7 @@ def main() -> None:
     length.add_argument("--steps", type=int)
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--no-frontier", action="store_true", help="leave out the best of n")
-    parser.add_argument("--curves", type=Path, metavar="PNG", help="draw training feedback and second judge over time")
+    parser.add_argument("--curves", type=Path, metavar="PNG", help="draw training feedback and second judge by update")
     args = parser.parse_args()
     for cell in () if args.table else args.cells:
         run_cell(args.env, cell, args.out / f"{args.env}-{cell}", args.steps, args.minutes)
@@ -188,7 +188,7 @@ def choose(drawn: Evaluation, documents: int, texts: Any) -> Evaluation:
 
 
 def draw(path: Path, folders: dict[str, Path]) -> None:
-    """Draw training feedback and second judge of the texts that were trained on, means of five updates, by minute."""
+    """Draw training feedback and second judge of the texts that were trained on, means of five updates."""
     figure = Figure(figsize=(11, 4.2), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
@@ -197,11 +197,11 @@ def draw(path: Path, folders: dict[str, Path]) -> None:
         if not (folder / "metrics.jsonl").exists():
             continue
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        minutes = [row["elapsed"] / 60 for row in metrics]
+        updates = [row["update"] for row in metrics]
         for panel, name in zip(panels, ("reward", "judge"), strict=True):
-            panel.plot(minutes, smoothed([row[name] for row in metrics]), dashes, color=colour, label=cell)
+            panel.plot(updates, smoothed([row[name] for row in metrics]), dashes, color=colour, label=cell)
     for panel, title in zip(panels, ("training feedback", "second judge, on the texts of training"), strict=True):
-        panel.set(title=title, xlabel="minutes of training")
+        panel.set(title=title, xlabel="update")
         panel.grid(color="0.92")
     panels[0].legend(frameon=False)
     figure.savefig(path, dpi=110)
