@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from llm_gym.models.load import hub_id, quiet_peft
 
 
 class LoRALinear(Linear):
@@ -40,6 +43,17 @@ class LoRALinear(Linear):
             and self.lora_A[name].bias is None
             and self.lora_B[name].bias is None
         )
+
+
+def with_adapters(causal: Any, model: str, rank: int) -> Any:
+    """Return the language model `causal`, known by the name `model`, with new adapters on all linear layers."""
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with quiet_peft():
+        lm = get_peft_model(causal, config)
+    # What is saved must name the public model, not a folder of this machine.
+    lm.peft_config["default"].base_model_name_or_path = hub_id(model)
+    make_lean(lm)
+    return lm
 
 
 def make_lean(lm: nn.Module) -> None:

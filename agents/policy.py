@@ -132,26 +132,15 @@ class LLMPolicy(ActorCriticPolicy):
     def _with_adapters(self, causal: Any) -> Any:
         if self.lora is None and self.adapter is None:
             return _freeze_all_but(causal, self.last_layers)
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import PeftModel
 
-        from agents.lora import make_lean
-        from llm_gym.models.load import hub_id, quiet_peft
+        from agents.lora import make_lean, with_adapters
+        from llm_gym.models.load import quiet_peft
 
-        if self.adapter is not None:
-            with quiet_peft():
-                lm = PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
-            make_lean(lm)
-            return lm
-        config = LoraConfig(
-            r=self.lora,  # type: ignore[arg-type]
-            lora_alpha=2 * self.lora,  # type: ignore[operator]
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
+        if self.adapter is None:
+            return with_adapters(causal, self.model_name, self.lora)  # type: ignore[arg-type]
         with quiet_peft():
-            lm = get_peft_model(causal, config)
-        # What is saved must name the public model, not a folder of this machine.
-        lm.peft_config["default"].base_model_name_or_path = hub_id(self.model_name)
+            lm = PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
         make_lean(lm)
         return lm
 

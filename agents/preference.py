@@ -23,7 +23,7 @@ from llm_gym.feedback.human import Judgements
 from llm_gym.feedback.pairs import about
 from llm_gym.feedback.preference import CONFIG, FORMAT, HEAD, segments
 from llm_gym.feedback.rules import words
-from llm_gym.models.load import hub_id, load_causal_lm, load_tokenizer, quiet_peft
+from llm_gym.models.load import hub_id, load_causal_lm, load_tokenizer
 from llm_gym.models.packing import check_attention, check_length, hidden_states, pack
 from llm_gym.statistics import Statistic, by_document, ratio
 
@@ -88,20 +88,15 @@ class RewardModel(nn.Module):
     """
 
     def __init__(self, model: str, seed: int = 0) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        from agents.lora import make_lean
+        from agents.lora import with_adapters
 
         super().__init__()
         self.name, self.tokenizer = model, load_tokenizer(model)
         causal = load_causal_lm(model, dtype="float32")
         check_attention(causal.config, model)
-        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        with quiet_peft(), torch.random.fork_rng():
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.lm = get_peft_model(causal, config).eval()
-        make_lean(self.lm)
-        self.lm.peft_config["default"].base_model_name_or_path = hub_id(model)
+            self.lm = with_adapters(causal, model, RANK).eval()
         self.head = nn.Linear(causal.config.hidden_size, 1).to(causal.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
