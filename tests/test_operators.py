@@ -58,6 +58,31 @@ def test_the_value_worked_by_hand_and_its_spec_is_json(name, options, value):
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "reference", "left"),
+    [
+        ("one two three four and more words here", "Nothing of it.", 1 / 2),
+        ("one two three four five six seven eight", "Nothing of it.", 0),
+        ("one two three and nothing that is a run", "Nothing of it.", 1),
+        ("one two three four and more words here", "one two three four my own", (1 / 2) / (1 / 3)),
+        ("one two three four five six seven eight nine ten", "one two three four or", 0.2 / 0.2),
+        ("one two three four five six seven eight nine ten", "two three four five a b c d", 0.2 / 0.5),
+        ("one two three four", "one two three four", 1),
+    ],
+)
+def test_own_words_pays_for_what_was_not_copied_beyond_what_the_reference_copied(text, reference, left):
+    found = judged({"own_words": {"weight": 2.0, "of": "length"}}, text, reference)
+    assert found.value == pytest.approx(2 * len(text.split()) * min(1, left))
+    assert found.parts["own_words/length"] == len(text.split())
+
+
+def test_own_words_leaves_a_negative_value_alone_and_wants_a_reference():
+    copied = "one two three four"
+    assert judged({"own_words": {"of": {"length": -1.0}}}, copied, "Nothing of it.").value == -4
+    with pytest.raises(LLMGymError, match="no reference"):
+        judged({"own_words": {"of": "length"}})
+
+
 def test_parts_of_parts_show_before_their_weights_and_only_the_outermost_are_summed():
     spec = {
         "gate": {

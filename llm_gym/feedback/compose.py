@@ -93,6 +93,7 @@ SCORERS: dict[str, str] = {
     "minimum": "llm_gym.feedback.operators:Minimum",
     "ensemble": "llm_gym.feedback.operators:Ensemble",
     "length_controlled": "llm_gym.feedback.operators:LengthControlled",
+    "own_words": "llm_gym.feedback.operators:OwnWords",
     "standardised": "llm_gym.feedback.operators:Standardised",
     "clipped": "llm_gym.feedback.operators:Clipped",
     "threshold": "llm_gym.feedback.operators:Threshold",

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.base import Score, Scorer
 from llm_gym.feedback.compose import build
-from llm_gym.feedback.rules import words
+from llm_gym.feedback.reference import references
+from llm_gym.feedback.rules import copied_share, words
 
 Spec = str | dict[str, Any]
 
@@ -138,6 +139,33 @@ class LengthControlled(_Linear):
     def value(self, episode: Episode, score: Score) -> float:
         """Return the residual."""
         return score.value - self.slope * (len(words(episode.text)) - self.target)
+
+
+class OwnWords(Operator):
+    """A feedback's value times the share of the text's words that are not copied from the source; for second judges.
+
+    A recited beginning holds key facts and the reference's words, so judges that compare with a reference like it. The
+    share is one of the reference's, at most 1: what people quote too costs nothing.
+
+    Args:
+        of: The feedback. Where it is below 0 it stays as it is: a product would rise with what is copied.
+        run: How many words in a row are a copy, see `copied_words`.
+    """
+
+    def __init__(self, of: Spec, run: int = 4) -> None:
+        super().__init__(of)
+        self.run = positive("run", run)
+        self.reads_reference = True
+
+    def value(self, episode: Episode, score: Score) -> float:
+        """Return the product.
+
+        Raises:
+            LLMGymError: There is no reference.
+        """
+        texts = (episode.text, *references([episode]))
+        mine, theirs = (copied_share(text, episode.source, self.run) for text in texts)
+        return score.value if mine <= theirs or score.value <= 0 else score.value * (1 - mine) / (1 - theirs)
 
 
 class Standardised(_Linear):

@@ -77,7 +77,8 @@ class TextSummary(Task):
         "brevity": {"weight": -2.0},
     }
     judge = {
-        "key_facts": {"weight": 1 / 3},
-        "chrf": {"weight": 1 / 3},
-        "reference_similarity": {"weight": 1 / 3},
+        "own_words": {
+            "weight": 1.0,
+            "of": {"key_facts": 1 / 3, "chrf": 1 / 3, "reference_similarity": 1 / 3},
+        }
     }
