@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel
+
+if TYPE_CHECKING:
+    from agents.stride import Stride
 
 PREFILL_TOKENS = 512  # padded tokens of one prefill pass: enough for full speed, few enough to stay in a core's cache
 
@@ -24,15 +27,14 @@ class KeyValueCache(Cache):
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
-    def aim(self, slots: torch.Tensor, positions: torch.Tensor, whole: bool) -> None:
+    def aim(self, slots: torch.Tensor, positions: torch.Tensor, width: int, whole: bool) -> None:
         """Point the next pass at `slots` `(n,)` and `positions` `(n, t)`; `whole` if slots are 0..n-1 in order."""
-        self._slots, self._positions, self._whole = slots, positions, whole
-        self._width = int(positions.max()) + 1
+        self._slots, self._positions, self._width, self._whole = slots, positions, width, whole
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write `(n, heads, t, dim)` and return everything up to the last position, `(n, heads, width, dim)`."""
+        """Write `(n, heads, t, dim)` and return the first `width` positions, `(n, heads, width, dim)`."""
         if layer_idx == len(self.keys):
             shape = (self.slots, key_states.shape[1], self.capacity, key_states.shape[3])
             self.keys.append(key_states.new_zeros(shape))
@@ -91,6 +93,11 @@ class Engine:
             rows: int `(n,)`, the row of each sequence; None for 0..n-1. Rows left out may be forgotten.
         """
         rows = np.arange(len(ids)) if rows is None else np.asarray(rows)
+        self.read(ids, lengths, rows)
+        return self.append(rows, np.take_along_axis(np.asarray(ids), np.asarray(lengths)[:, None] - 1, 1)[:, 0])
+
+    def read(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> None:
+        """Read all but the last token of each sequence; arguments as of `last_hidden`."""
         self._bring_forward(rows)
         n, width = ids.shape
         order = np.argsort(self._slot[rows])
@@ -102,7 +109,6 @@ class Engine:
         self._read[:n] = kept  # should the pass be broken off, no more than this stands
         self._prefill(kept, ends)
         self._read[:n] = ends
-        return self.append(rows, np.take_along_axis(np.asarray(ids), np.asarray(lengths)[:, None] - 1, 1)[:, 0])
 
     def append(self, rows: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
         """Return the hidden state `(n, H)` at one more token of each of `rows`, which have been read so far.
@@ -117,6 +123,19 @@ class Engine:
         hidden = self._run(np.arange(n), np.take_along_axis(self._ids[:n], at[:, None], 1), at[:, None], whole=True)
         self._read[:n] += 1
         return hidden[torch.from_numpy(slots).to(hidden.device), 0]
+
+    def write(self, stride: Stride, rows: np.ndarray, left: np.ndarray, drawn: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Let a stride write into `rows`, of which all but the last token has been read; see `Stride.run`."""
+        self._read = np.minimum(self._read, self.capacity - 1)  # where slots that do not write read into
+        slots = self._slot[rows]
+        at = self._read[slots]
+        tokens, log_probs = stride.run(slots, self._ids[slots, at], at, left, drawn)
+        for slot, start, written in zip(slots, at, tokens, strict=True):
+            written = written[written >= 0]  # the last of them has not been read
+            self._ids[slot, start + 1 : start + len(written)] = written[:-1]
+            self._read[slot] += len(written)
+            self.tokens_run += len(written)
+        return tokens, log_probs
 
     def _bring_forward(self, rows: np.ndarray) -> None:
         """Move the slots of `rows` to the front, so that the pass over them is a view and no copy."""
@@ -165,19 +184,35 @@ class Engine:
             start[fresh] = size
         return start
 
+    def _run(self, slots: np.ndarray, tokens: np.ndarray, positions: np.ndarray, whole: bool) -> torch.Tensor:
+        self.tokens_run += tokens.size
+        device = self.backbone.device
+        there, read, at = (torch.from_numpy(array).to(device) for array in (slots, tokens, positions))
+        return self.step(there, read, at, int(positions.max()) + 1, whole)
+
     @torch.inference_mode(False)  # a cache that was made in inference mode could not be written outside of it
     @torch.no_grad()
-    def _run(self, slots: np.ndarray, tokens: np.ndarray, positions: np.ndarray, whole: bool) -> torch.Tensor:
-        device = self.backbone.device
-        at = torch.from_numpy(positions).to(device)
-        self.cache.aim(torch.from_numpy(slots).to(device), at, whole)
-        keys = torch.arange(int(positions.max()) + 1, device=device)
-        seen = torch.where(keys <= at[..., None], 0.0, -torch.inf)[:, None]  # each layer would make it of a bool mask
-        self.tokens_run += tokens.size
+    def step(
+        self, slots: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, width: int, whole: bool
+    ) -> torch.Tensor:
+        """Return the hidden states `(n, t, H)` at more tokens of some slots; nothing is read back to the host.
+
+        Args:
+            slots: int64 `(n,)`.
+            tokens: int64 `(n, t)`.
+            positions: int64 `(n, t)`, where they stand.
+            width: Positions that are looked at, more than the last of `positions`.
+            whole: Whether slots are 0..n-1 in order, which spares a copy.
+        """
+        self.cache.aim(slots, positions, width, whole)
+        keys = torch.arange(width, device=positions.device)
+        unseen = (keys > positions[..., None])[:, None]
+        # Each layer would make such a mask of a boolean one. `where` would copy its two numbers to the device.
+        mask = torch.zeros_like(unseen, dtype=self.backbone.dtype).masked_fill_(unseen, -torch.inf)
         return self.backbone(
-            input_ids=torch.from_numpy(tokens).to(device),
-            attention_mask=seen.to(self.backbone.dtype),
-            position_ids=at,
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
             use_cache=True,
             **{self._cache_argument: self.cache},
         ).last_hidden_state

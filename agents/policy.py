@@ -26,11 +26,11 @@ from agents.engine import Engine
 from agents.head import Output, constrained_stats, divergence, token_stats
 from agents.mask import Allowed, along, following, masked, open_states, reached
 from agents.optimizer import find_optimizer
+from agents.sampling import choose
+from agents.stride import Strides
 from llm_gym.choices import Constraint, State
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Packed, check_attention
-
-BLOCK = 256  # tokens of the vocabulary that sampling takes together
 
 Observation = Packed | dict[str, torch.Tensor]
 
@@ -108,6 +108,7 @@ class LLMPolicy(ActorCriticPolicy):
         self._decoder: Decoder | None = None
         self._stale = True
         self._weights: tuple[Any, ...] = ()
+        self._strides = Strides()
 
     # ---------------------------------------------------------------- the model
 
@@ -293,13 +294,14 @@ class LLMPolicy(ActorCriticPolicy):
         hidden = self.backbone(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
         return hidden[torch.arange(len(ids), device=ids.device), lengths.long() - 1]
 
-    def _decode(
-        self, name: str, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None, size: int | None = None
-    ) -> torch.Tensor:
+    def _decode(self, name: str, ids: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+        return self._engine(name, len(ids)).last_hidden(ids, lengths)
+
+    def _engine(self, name: str, size: int) -> Engine:
+        """Return an engine of `size` rows that knows nothing of weights that have changed."""
         if (weights := self._weights_now()) != self._weights:
             self.forget()
             self._weights = weights
-        size = size or len(ids)
         engine = self._engines.get(name)
         if engine is None or engine.rows != size or engine.backbone.device != self.device:
             engine = self._engines[name] = Engine(self._decoding_backbone(), size, self.capacity)
@@ -307,7 +309,7 @@ class LLMPolicy(ActorCriticPolicy):
             self._decoder.refresh(*self._head())
             self._stale = False
         _policies.add(self)  # here, which a deep copy reaches too
-        return engine.last_hidden(ids, lengths, rows)
+        return engine
 
     def _decoding_backbone(self) -> Any:
         if self._decoder is None and can_pack(self.backbone):
@@ -323,14 +325,18 @@ class LLMPolicy(ActorCriticPolicy):
             engine.clear()
 
     def _weights_now(self) -> tuple[Any, ...]:
-        """Return what changes when a weight is written in place, an adapter is switched, or the temperature set."""
-        versions = tuple((p._version, p.data_ptr()) for p in self.parameters())  # `p.data = ...` moves the latter
+        """Return what changes when a weight is written in place, and `_form`."""
+        return tuple(p._version for p in self.parameters()), *self._form()
+
+    def _form(self) -> tuple[Any, ...]:
+        """Return what changes when a weight moves (`p.data = ...`), an adapter is switched, or the temperature set."""
         layer = self._lora_layers[0] if self._lora_layers else None
-        return versions, self.temperature, layer and (layer.disable_adapters, tuple(layer.active_adapters))
+        adapters = layer and (layer.disable_adapters, tuple(layer.active_adapters))
+        return tuple(p.data_ptr() for p in self.parameters()), self.temperature, adapters
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again when needed; packed weights cannot be copied."""
-        return {**self.__dict__, "_engines": {}, "_decoder": None}
+        return {**self.__dict__, "_engines": {}, "_decoder": None, "_strides": Strides()}
 
     def set_training_mode(self, mode: bool) -> None:
         """Keep dropout off in both modes: the ratio of the first update must be 1."""
@@ -348,30 +354,11 @@ class LLMPolicy(ActorCriticPolicy):
 
     def _choose(self, logits: torch.Tensor, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a token for each row of `(N, V)` and its log-probability."""
-        highest = logits.amax(-1, keepdim=True)
-        weights = (logits - highest).exp_()
-        if spare := -weights.shape[1] % BLOCK:
-            weights = nn.functional.pad(weights, (0, spare))
-        blocks = weights.view(len(weights), -1, BLOCK)
-        reached = blocks.sum(-1).double().cumsum(-1)
-        actions = logits.argmax(-1, keepdim=True) if deterministic else self._sample(blocks, reached)
-        log_probs = logits.gather(-1, actions) - highest - reached[:, -1:].log()
-        return actions[:, 0], log_probs[:, 0].float()
+        return choose(logits, None if deterministic else self._drawn(len(logits)))
 
-    def _sample(self, blocks: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
-        """Draw by inverting the distribution: one random number a row, where `multinomial` draws one a token.
-
-        First a block of the vocabulary is drawn, then a token in it, so that sums run over few numbers in float64.
-
-        Args:
-            blocks: The tokens' weights, `(N, B, BLOCK)`.
-            reached: Running sums of the blocks, float64 `(N, B)`.
-        """
-        drawn = torch.rand(len(reached), 1, generator=self.generator, device=self.device, dtype=torch.float64)
-        drawn = drawn * reached[:, -1:]
-        block = _first_above(reached, drawn)
-        inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
-        return block * BLOCK + _first_above(inside, drawn - (reached.gather(-1, block) - inside[:, -1:]))
+    def _drawn(self, n: int) -> torch.Tensor:
+        """Draw a random number for each of `n` rows, float64 `(n, 1)`."""
+        return torch.rand(n, 1, generator=self.generator, device=self.device, dtype=torch.float64)
 
     @property
     def generator(self) -> torch.Generator:
@@ -396,7 +383,9 @@ class LLMPolicy(ActorCriticPolicy):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Write several tokens into some rows of a vector environment, as `act` between its steps would.
 
-        A row is written until its turn ends, by a stop token or its cap, or it has got `most` tokens.
+        A row is written until its turn ends, by a stop token or its cap, or it has got `most` tokens. On CUDA, where no
+        token is constrained, the device goes on by itself (`agents.stride`); once a row has ended the others then draw
+        other random numbers than they would token by token.
 
         Args:
             obs: The observation of all rows.
@@ -411,6 +400,10 @@ class LLMPolicy(ActorCriticPolicy):
         tokens, log_probs = np.full((len(rows), most), -1), np.zeros((len(rows), most), np.float32)
         running = np.arange(len(rows))
         lengths = (obs["roles"][rows] > 0).sum(1)
+        if most > 1 and self._can_stride():
+            return self._write_stride(
+                obs["input_ids"][rows], lengths, rows, len(obs["roles"]), left, most, deterministic
+            )
         with torch.no_grad():
             hidden = self._begin(obs, lengths, rows)
             states: list[State | None] | None = None
@@ -428,9 +421,34 @@ class LLMPolicy(ActorCriticPolicy):
                 hidden = self._append(rows[running], tokens[running, place])
         return tokens, log_probs
 
+    def _can_stride(self) -> bool:
+        return self.device.type == "cuda" and self._constraint is None
+
+    def _write_stride(
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        rows: np.ndarray,
+        size: int,
+        left: np.ndarray,
+        most: int,
+        greedy: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        engine = self._engine("act", size)
+        engine.read(ids, lengths, rows)
+        sizes = len(rows), int(lengths.max()) + most, most
+        stride = self._strides.find(self._form(), engine, self._logits_of_now, self._stop_ids, *sizes, not greedy)
+        drawn = None if greedy else torch.stack([self._drawn(len(rows)) for _ in range(most)])
+        return engine.write(stride, rows, left, drawn)
+
+    def _logits_of_now(self) -> Any:
+        """Return `logits` for as long as no weight moves: it makes no copy of the output layer in each call."""
+        weight, bias = self._head()
+        return lambda hidden: nn.functional.linear(self._scaled(hidden), weight, bias)
+
     def _begin(self, obs: dict[str, np.ndarray], lengths: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         """Return the hidden state that decides the next token of each of `rows`."""
-        return self._decode("act", obs["input_ids"][rows], lengths, rows, size=len(obs["roles"]))
+        return self._engine("act", len(obs["roles"])).last_hidden(obs["input_ids"][rows], lengths, rows)
 
     def _append(self, rows: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
         """Return the hidden state after one more token in each of `rows`."""
@@ -556,12 +574,6 @@ def _freeze_all_but(causal: Any, last_layers: int | None) -> Any:
     for layer in list(layers)[-last_layers:]:
         layer.requires_grad_(True)
     return causal
-
-
-def _first_above(sums: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return where running sums `(N, K)` first exceed a value `(N, 1)`, which rounding may have put out of reach."""
-    value = value.clamp(min=0).minimum(sums[:, -1:].nextafter(sums.new_zeros(1)))
-    return torch.searchsorted(sums, value, right=True)  # right: never a place where nothing is added
 
 
 _policies: weakref.WeakSet[LLMPolicy] = weakref.WeakSet()

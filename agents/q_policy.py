@@ -109,6 +109,9 @@ class QPolicy(LLMPolicy):
         finally:
             self.epsilon = kept
 
+    def _can_stride(self) -> bool:
+        return False  # who proposes candidates reads along, token by token
+
     def _begin(self, obs: dict[str, np.ndarray], lengths: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         return self._beside(super()._begin(obs, lengths, rows), lambda guide: guide._begin(obs, lengths, rows))
 

@@ -4,20 +4,22 @@
 
 Both sides of a row run the same model, prompts and numbers of tokens in float32, one after the other, `--repeat`
 times. Printed are medians, ranges and the ratio of the medians, and how far the results are apart. S5 needs TRL
-(`pip install llm-gym[dev]`). Nothing else should run beside it: a step of decoding is a thousand short operations.
+(`pip install llm-gym[dev]`), S8 a GPU, where it runs bf16. Nothing else should run beside it: a step of decoding is a
+thousand short operations.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from llm_gym.models.load import load_tokenizer
-from speed_rows import decoding, environment, grpo, scoring, update
+from speed_rows import decoding, environment, gpu, grpo, scoring, update
 from speed_rows.common import MODEL
 
 ROWS = {
@@ -30,6 +32,10 @@ ROWS = {
     "S6": decoding.growth,
     "S6-rows": decoding.throughput,
     "S7": update.share,
+    "S8-135M": partial(gpu.rollout, shape="135M"),
+    "S8-135M-step": partial(gpu.step, shape="135M"),
+    "S8-1.5B": partial(gpu.rollout, shape="1.5B"),
+    "S8-1.5B-step": partial(gpu.step, shape="1.5B"),
     "scoring": scoring.candidates,
     "scoring-512": scoring.many,
     "linear": decoding.linear,

@@ -31,13 +31,13 @@ def write_documents(folder: Path, count: int) -> str:
     return str(path)
 
 
-def write_adapter(folder: Path) -> str:
+def write_adapter(folder: Path, model: str = MODEL) -> str:
     """Write an adapter for both sides to begin with, rank 8 on the query and value layers, and return its folder."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    get_peft_model(load_causal_lm(MODEL, device="cpu"), config).save_pretrained(folder, save_embedding_layers=False)
+    get_peft_model(load_causal_lm(model, device="cpu"), config).save_pretrained(folder, save_embedding_layers=False)
     return str(folder)
 
 
@@ -57,10 +57,10 @@ def make_envs(rows: int, prompt: int, new: int, documents: int | None = None, **
         ).unwrapped
 
 
-def make_policy(envs: Any) -> LLMPolicy:
-    """Return the model with adapters, as training has it."""
+def make_policy(envs: Any, model: str = MODEL) -> LLMPolicy:
+    """Return a model with adapters, as training has it."""
     torch.manual_seed(0)
-    return LLMPolicy(envs.single_observation_space, envs.single_action_space, lambda _: 0.0, model=MODEL)
+    return LLMPolicy(envs.single_observation_space, envs.single_action_space, lambda _: 0.0, model=model)
 
 
 def seconds(run: Callable[[], Any], repeat: int) -> list[float]:

@@ -27,7 +27,7 @@ def equal(repeat: int) -> dict[str, Any]:
             written.append(np.stack(policy.act(envs.observation(), np.arange(32), deterministic=True)))
             envs.step(_unstopped(envs, written[-1][0].astype(int)))
 
-    mine, others = seconds(ours, repeat), seconds(_generate(envs, envs.example_ids, lengths), repeat)
+    mine, others = seconds(ours, repeat), seconds(generate(envs, envs.example_ids, lengths), repeat)
     tokens, chances = np.stack(written, 2)
     what = "32 prompts of 128 tokens, 32 new each, through env.step: seconds against transformers' generate"
     difference = _difference(envs, tokens[0].astype(int), chances[0], envs.example_ids[0], unstopped=True)
@@ -49,7 +49,7 @@ def ragged(repeat: int) -> dict[str, Any]:
         observation = {**envs.observation(), "tokens_left": lengths[:, None]}
         written[:] = policy.write(observation, np.arange(32), 64, deterministic=True)
 
-    mine, others = seconds(ours, repeat), seconds(_generate(envs, examples, lengths), repeat)
+    mine, others = seconds(ours, repeat), seconds(generate(envs, examples, lengths), repeat)
     row = int(lengths.argmax())
     tokens, chances = (values[row, : lengths[row]] for values in written)
     what = "4 prompts of 128 tokens, 8 texts each of 1 to 64 tokens: seconds against generate"
@@ -61,9 +61,9 @@ def _unstopped(envs: Any, tokens: np.ndarray) -> np.ndarray:
     return np.where(np.isin(tokens, envs.single_action_space.stop_ids), 5, tokens)
 
 
-def _generate(envs: Any, examples: list[str], lengths: np.ndarray) -> Any:
+def generate(envs: Any, examples: list[str], lengths: np.ndarray, name: str = MODEL, device: str = "cpu") -> Any:
     """Return a call of transformers' `generate` on the same prompts, stopped at the same lengths."""
-    model = load_causal_lm(MODEL, device="cpu").eval()
+    model = load_causal_lm(name, device=device)
     envs.reset(options={"example": examples})
     observation = envs.observation()
     sizes = (observation["roles"] > 0).sum(1)
@@ -72,16 +72,16 @@ def _generate(envs: Any, examples: list[str], lengths: np.ndarray) -> Any:
     for row, size in enumerate(sizes):
         ids[row, width - size :] = torch.from_numpy(observation["input_ids"][row, :size].astype(np.int64))
     mask = torch.arange(width)[None] >= width - torch.from_numpy(sizes)[:, None]
-    ends = torch.from_numpy(lengths)
+    ends = torch.from_numpy(lengths).to(model.device)
 
     def enough(sequences: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return sequences.shape[1] - width >= ends
 
-    def generate() -> None:
+    def run() -> None:
         with torch.no_grad():
             model.generate(
-                ids,
-                attention_mask=mask.long(),
+                ids.to(model.device),
+                attention_mask=mask.long().to(model.device),
                 max_new_tokens=int(lengths.max()),
                 do_sample=False,
                 eos_token_id=None,
@@ -89,7 +89,7 @@ def _generate(envs: Any, examples: list[str], lengths: np.ndarray) -> Any:
                 stopping_criteria=[enough],
             )
 
-    return generate
+    return run
 
 
 def _difference(

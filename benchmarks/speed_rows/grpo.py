@@ -25,6 +25,7 @@ from speed_rows.common import MODEL, against, write_adapter, write_documents
 PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS = 4, 8, 160, 32
 LEARNING_RATE = 1e-5
 WARM_UP = 1
+CUDA = torch.cuda.is_available()
 
 
 class Letters(Scorer):
@@ -40,9 +41,9 @@ def share(text: str) -> float:
     return text.count("e") / max(1, len(text))
 
 
-def grpo_step(repeat: int) -> dict[str, Any]:
+def grpo_step(repeat: int, model: str = MODEL) -> dict[str, Any]:
     """Seconds a sample of a whole step: writing, reward, update."""
-    sides = {side: _in_a_process(side, repeat) for side in SIDES}
+    sides = {side: _in_a_process(side, repeat, model) for side in SIDES}
     ours, theirs = sides["ours"], sides["theirs"]
     seconds = [[value / (PROMPTS * GROUP) for value in side["seconds"]] for side in (ours, theirs)]
     return against(
@@ -58,8 +59,8 @@ def grpo_step(repeat: int) -> dict[str, Any]:
     )
 
 
-def _in_a_process(side: str, repeat: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "speed_rows.grpo", side, str(repeat)]
+def _in_a_process(side: str, repeat: int, model: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "speed_rows.grpo", side, str(repeat), model]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -78,7 +79,7 @@ def _envs(folder: Path) -> Any:
     )
 
 
-def _algorithm(folder: Path) -> GRPO:
+def _algorithm(folder: Path, model: str) -> GRPO:
     return GRPO(
         LLMPolicy,
         _envs(folder),
@@ -87,12 +88,12 @@ def _algorithm(folder: Path) -> GRPO:
         kl_coef=0.0,
         token_coef=0.0,
         seed=0,
-        policy_kwargs={"model": MODEL, "lora": 8, "adapter": write_adapter(folder / "adapter")},
+        policy_kwargs={"model": model, "lora": 8, "adapter": write_adapter(folder / "adapter", model)},
     )
 
 
-def _ours(folder: Path, repeat: int) -> dict[str, Any]:
-    algorithm = _algorithm(folder)
+def _ours(folder: Path, repeat: int, model: str) -> dict[str, Any]:
+    algorithm = _algorithm(folder, model)
     _, callback = algorithm._setup_learn(10**9)
     times, tokens = [time.perf_counter()], []
     for _ in range(WARM_UP + repeat):
@@ -103,16 +104,16 @@ def _ours(folder: Path, repeat: int) -> dict[str, Any]:
     return {"seconds": np.diff(times).tolist()[WARM_UP:], "tokens": tokens[WARM_UP:]}
 
 
-def _trainer(folder: Path, adapter: str, steps: int) -> Any:
-    """Return TRL's trainer over the same prompts, with the settings that are its fastest on a CPU."""
+def _trainer(folder: Path, adapter: str, steps: int, model: str) -> Any:
+    """Return TRL's trainer over the same prompts, with the settings that are its fastest here."""
     from datasets import Dataset
     from peft import PeftModel
     from trl import GRPOConfig, GRPOTrainer
 
     config = GRPOConfig(
         output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=not CUDA,
+        bf16=CUDA,
         per_device_train_batch_size=PROMPTS * GROUP,
         num_generations=GROUP,
         max_completion_length=NEW_TOKENS,
@@ -137,9 +138,8 @@ def _trainer(folder: Path, adapter: str, steps: int) -> Any:
         prompts.append(envs.envs.unwrapped.tokenizer.decode(observation["input_ids"][0, :PROMPT_TOKENS]))
     tokenizer = load_tokenizer(MODEL)
     tokenizer.padding_side = "left"
-    model = PeftModel.from_pretrained(load_causal_lm(MODEL, device="cpu"), adapter, is_trainable=True)
     return GRPOTrainer(
-        model=model,
+        model=PeftModel.from_pretrained(load_causal_lm(model), adapter, is_trainable=True),
         reward_funcs=lambda completions, **_: [share(text) for text in completions],
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
@@ -147,10 +147,10 @@ def _trainer(folder: Path, adapter: str, steps: int) -> Any:
     )
 
 
-def _theirs(folder: Path, repeat: int) -> dict[str, Any]:
+def _theirs(folder: Path, repeat: int, model: str) -> dict[str, Any]:
     from transformers import TrainerCallback
 
-    trainer = _trainer(folder, write_adapter(folder / "adapter"), WARM_UP + repeat)
+    trainer = _trainer(folder, write_adapter(folder / "adapter", model), WARM_UP + repeat, model)
     times, tokens = [time.perf_counter()], []
 
     class Clock(TrainerCallback):
@@ -163,12 +163,12 @@ def _theirs(folder: Path, repeat: int) -> dict[str, Any]:
     return {"seconds": np.diff(times).tolist()[WARM_UP:], "tokens": tokens[WARM_UP:]}
 
 
-def _compare(folder: Path, repeat: int) -> dict[str, Any]:
+def _compare(folder: Path, repeat: int, model: str) -> dict[str, Any]:
     """Return how far the gradients of both losses are apart on one batch, in units of the largest."""
-    algorithm = _algorithm(folder)
+    algorithm = _algorithm(folder, model)
     _, callback = algorithm._setup_learn(10**9)
     algorithm.collect(callback)
-    trainer = _trainer(folder, str(algorithm.policy.adapter), 1)
+    trainer = _trainer(folder, str(algorithm.policy.adapter), 1, model)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     trainer._compute_loss(trainer.model, _their_batch(algorithm.episodes, trainer)).backward()
@@ -191,10 +191,11 @@ def _their_batch(episodes: list[Episode], trainer: Any) -> dict[str, torch.Tenso
             torch.nn.utils.rnn.pad_sequence(part, True, value, side)
             for part, value in ((rows, pad), ([torch.ones_like(row) for row in rows], 0))
         ]
-        batch[f"{name}_ids"], batch[f"{name}_mask"] = padded
+        batch[f"{name}_ids"], batch[f"{name}_mask"] = (part.to(trainer.model.device) for part in padded)
     rewards = torch.tensor([e.reward for e in episodes]).view(PROMPTS, GROUP)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
-    return {**batch, "advantages": advantages.flatten(), "num_items_in_batch": batch["completion_mask"].sum()}
+    advantages = advantages.flatten().to(trainer.model.device)
+    return {**batch, "advantages": advantages, "num_items_in_batch": batch["completion_mask"].sum()}
 
 
 def _short(name: str) -> str:
@@ -209,10 +210,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("repeat", type=int)
+    parser.add_argument("model")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = SIDES[args.side](Path(folder), args.repeat)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        found = SIDES[args.side](Path(folder), args.repeat, args.model)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = torch.cuda.max_memory_allocated() / 1e9 if CUDA else resident
     print(json.dumps({**found, "peak_gb": peak}))
 
 
