@@ -1,6 +1,6 @@
 """Does a policy learn a tone, and what does it forget for it? RL4LMs' experiment on our openings.
 
-    python benchmarks/tone.py --out runs/tone --steps 40
+    python benchmarks/tone.py --out runs/tone --steps 15 --kl-coef 0.2
 
 Every opening of TextGeneration-v0 is to be gone on with cheerfully. Training pays for the tone as the language model
 sees it (cheerful or gloomy), for likely and whole sentences. Measured on held-out openings, before and after: how
@@ -46,11 +46,12 @@ def main() -> None:
     """Train, unless it has been done, and print what changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--kl-coef", type=float, default=0.2, help="the price of leaving the untrained model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     run = args.out / f"run-{args.seed}"
-    length = ["--steps", str(args.steps), "--seed", str(args.seed)]
+    length = ["--steps", str(args.steps), "--seed", str(args.seed), "--hyperparams", f"kl_coef:{args.kl_coef}"]
     train(run, [ENV, "--data", openings(args.out), "--feedback", json.dumps(FEEDBACK), *length])
     positive = classifier()
     continuations = load_examples(None, "all", find_task(ENV))
