@@ -103,6 +103,7 @@ NEEDED = {
     "standardised": {"of": "length", "mean": 0, "sd": 1},
     "clipped": {"of": "length", "low": 0, "high": 1},
     "threshold": {"of": "length", "epsilon": 1},
+    "own_words": {"of": "length"},
     "classifier": {"model": "org/name", "label": "positive"},
     "entailment": {"model": "org/name"},
     "divergence": {"model": "org/name"},
