@@ -325,14 +325,14 @@ class LLMPolicy(ActorCriticPolicy):
             engine.clear()
 
     def _weights_now(self) -> tuple[Any, ...]:
-        """Return what changes when a weight is written in place, and `_form`."""
-        return tuple(p._version for p in self.parameters()), *self._form()
+        """Return first what changes when a weight is written in place, then what a step depends on beside its values.
 
-    def _form(self) -> tuple[Any, ...]:
-        """Return what changes when a weight moves (`p.data = ...`), an adapter is switched, or the temperature set."""
+        That is where weights lie (`p.data = ...` moves them), which adapters are on, and the temperature.
+        """
+        versions, places = zip(*((p._version, p.data_ptr()) for p in self.parameters()), strict=True)
         layer = self._lora_layers[0] if self._lora_layers else None
         adapters = layer and (layer.disable_adapters, tuple(layer.active_adapters))
-        return tuple(p.data_ptr() for p in self.parameters()), self.temperature, adapters
+        return versions, places, self.temperature, adapters
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again when needed; packed weights cannot be copied."""
@@ -437,7 +437,8 @@ class LLMPolicy(ActorCriticPolicy):
         engine = self._engine("act", size)
         engine.read(ids, lengths, rows)
         sizes = len(rows), int(lengths.max()) + most, most
-        stride = self._strides.find(self._form(), engine, self._logits_of_now, self._stop_ids, *sizes, not greedy)
+        form = self._weights[1:]
+        stride = self._strides.find(form, engine, self._logits_of_now, self._stop_ids, *sizes, not greedy)
         drawn = None if greedy else torch.stack([self._drawn(len(rows)) for _ in range(most)])
         return engine.write(stride, rows, left, drawn)
 

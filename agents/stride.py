@@ -18,9 +18,9 @@ ROWS, WIDTH = 8, 64  # sizes are rounded up to multiples of these, so that few g
 class Stride:
     """The next tokens of the first slots of an engine: a step on fixed tensors, which chooses what the next one reads.
 
-    On CUDA the step is captured as a graph when it is first taken, and replayed from then on: a thousand kernels start
-    as one, and the host waits once, at the end. A model whose step no graph can hold runs it kernel by kernel, with a
-    warning. Weights may change in place between runs, and must not move.
+    On CUDA the step is captured as a graph at once, and replayed from then on: a thousand kernels start as one, and the
+    host waits once, at the end. A model whose step no graph can hold runs it kernel by kernel, with a warning. Weights
+    may change in place between runs, and must not move.
 
     Args:
         engine: Whose slots they are.
@@ -44,8 +44,6 @@ class Stride:
     ) -> None:
         device = engine.backbone.device
         self.engine, self.logits, self.width, self.most = engine, logits, width, most
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._to_capture = device.type == "cuda"
         self._stops = torch.tensor(list(stop_ids), dtype=torch.int64, device=device)
         self._slots = torch.arange(rows, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
@@ -53,6 +51,7 @@ class Stride:
         self._drawn = torch.zeros(most, rows, 1, dtype=torch.float64, device=device) if sampling else None
         self._tokens = torch.zeros(most, rows, dtype=torch.int64, device=device)
         self._log_probs = torch.zeros(most, rows, device=device)
+        self._graph = self._captured() if device.type == "cuda" else None
 
     @torch.no_grad()
     def run(
@@ -75,9 +74,6 @@ class Stride:
         Returns:
             Tokens int64 `(n, most)`, -1 after the end of a turn, and their log-probabilities float32 `(n, most)`.
         """
-        if self._to_capture:
-            self._capture()
-            self._to_capture = False
         there = torch.from_numpy(slots).to(self._slots.device)
         self._idle()
         for tensor, values in ((self._token, tokens), (self._position, positions), (self._left, left)):
@@ -109,7 +105,8 @@ class Stride:
         self._left.sub_(1).masked_fill_(over, 0)
         self._position.add_(1).masked_fill_(over, self.engine.capacity - 1)
 
-    def _capture(self) -> None:
+    @torch.no_grad()
+    def _captured(self) -> torch.cuda.CUDAGraph | None:
         stream: Any = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries set themselves up in the first call
@@ -125,8 +122,8 @@ class Stride:
             warnings.warn(
                 f"no CUDA graph can hold a step of this model, so it runs kernel by kernel: {told}", stacklevel=2
             )
-        else:
-            self._graph = graph
+            return None
+        return graph
 
 
 class Strides:

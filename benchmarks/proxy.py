@@ -19,8 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agents.curve import smoothed
-from agents.recorder import diverging
 from learning import train
+from llm_gym.data.files import read_rows
 
 ENV = "TextSummary-v0"
 REWARDS: dict[str, Any] = {
@@ -50,24 +50,13 @@ def main() -> None:
         feedback = ["--feedback", json.dumps(REWARDS[name])] if REWARDS[name] else []
         train(folder, [ENV, "--steps", str(args.steps), "--seed", str(args.seed), *feedback])
     print("| reward | held out: feedback | second judge | copied share | flagged from update |\n|---|---|---|---|---|")
-    for name, folder in runs.items():
-        report = json.loads((folder / "report.json").read_text())
+    reports = {name: json.loads((folder / "report.json").read_text()) for name, folder in runs.items()}
+    for name, report in reports.items():
         found = {change["measure"]: change for change in report["changes"]}
         cells = [_change(found[measure]) for measure in ("feedback", "judge", "copied_share")]
-        print(f"| {name} | {' | '.join(cells)} | {flagged(rows_of(folder)) or 'never'} |")
+        print(f"| {name} | {' | '.join(cells)} | {report['diverged'] or 'never'} |")
     if args.picture:
-        draw(args.picture, runs)
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return what a run measured, a row an update."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def flagged(rows: list[dict[str, Any]]) -> int | None:
-    """Return the update after which the run first says that feedback and judge part."""
-    series = [[row[measure] for row in rows] for measure in ("reward", "judge")]
-    return next((n for n in range(1, len(rows) + 1) if diverging(*(values[:n] for values in series))), None)
+        draw(args.picture, runs, reports)
 
 
 def _change(change: dict[str, Any]) -> str:
@@ -77,13 +66,13 @@ def _change(change: dict[str, Any]) -> str:
     )
 
 
-def draw(path: Path, runs: dict[str, Path]) -> None:
+def draw(path: Path, runs: dict[str, Path], reports: dict[str, Any]) -> None:
     """Draw for each run training feedback and second judge by update, means of five."""
     figure = Figure(figsize=(13, 3.9), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(runs), squeeze=False)[0]
     for panel, (name, folder) in zip(panels, runs.items(), strict=True):
-        rows = rows_of(folder)
+        rows = [row for _, row in read_rows(folder / "metrics.jsonl")]
         updates = [row["update"] for row in rows]
         judge = panel.twinx()
         for axis, measure, color in ((panel, "reward", "#0072B2"), (judge, "judge", "#D55E00")):
@@ -91,8 +80,7 @@ def draw(path: Path, runs: dict[str, Path]) -> None:
             axis.set_ylabel("training feedback" if measure == "reward" else "second judge", color=color)
             axis.spines["top"].set_visible(False)
         judge.set_ylim(0, 0.4)  # the same in all panels: one judge judges all
-        update = flagged(rows)
-        if update is not None:
+        if (update := reports[name]["diverged"]) is not None:
             panel.axvline(update, color="0.3", linestyle="--", label=f"the run flags itself, update {update}")
             panel.legend(frameon=False, loc="upper left")
         panel.set(title=name, xlabel="update")

@@ -64,3 +64,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     torch.random.set_rng_state(state)
     return str(folder)
+
+
+@pytest.fixture
+def ragged(tiny_model: str, tmp_path: Path) -> str:
+    """Folder of the tiny model whose random texts end at random times."""
+    import tiny
+
+    return tiny.ragged_model(tiny_model, tmp_path)

@@ -22,11 +22,6 @@ GROUP = 4
 SGD = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
 
 
-@pytest.fixture
-def ragged(tiny_model: str, tmp_path: Path) -> str:
-    return tiny.ragged_model(tiny_model, tmp_path)
-
-
 def make(
     cls: Any, model: str, folder: Path, n_envs: int = 12, env_kwargs: dict[str, Any] | None = None, **kwargs: Any
 ) -> Any:

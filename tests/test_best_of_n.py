@@ -16,11 +16,6 @@ from llm_gym.errors import LLMGymError
 LETTERS = {"feedback": {"tiny:LetterShare": 1.0}}
 
 
-@pytest.fixture
-def ragged(tiny_model: str, tmp_path: Path) -> str:
-    return tiny.ragged_model(tiny_model, tmp_path)
-
-
 def environment(model: str, folder: Path, rows: int = 6, **kwargs: Any) -> Any:
     env = tiny.make_env(model, folder, n_envs=rows, **{**LETTERS, **kwargs})
     return env.unwrapped.envs.unwrapped, tiny.make_policy(env, model)

@@ -18,11 +18,6 @@ from llm_gym.errors import LLMGymError
 GROUP = 4
 
 
-@pytest.fixture
-def ragged(tiny_model: str, tmp_path: Path) -> str:
-    return tiny.ragged_model(tiny_model, tmp_path)
-
-
 def make(
     model: str,
     folder: Path,

@@ -18,15 +18,6 @@ from llm_gym.episode import Episode
 RULES = {"brevity": -1.0, "repetition": -1.0}
 
 
-@pytest.fixture
-def ragged(tiny_model: str, tmp_path: Path) -> str:
-    return tiny.ragged_model(tiny_model, tmp_path)
-
-
-def environment(model: str, folder: Path, rows: int, **kwargs: Any) -> Any:
-    return tiny.make_env(model, folder, n_envs=rows, **{"max_new_tokens": 20, **kwargs}).unwrapped.envs.unwrapped
-
-
 def records(episodes: list[Episode] | None) -> list[str]:
     assert episodes is not None
     for episode in episodes:
@@ -55,7 +46,7 @@ def stepped(policy: Any, envs: Any, examples: list[str]) -> list[Episode]:
 @pytest.mark.parametrize("stride", [1, 3, 16, 64])
 def test_stretches_of_tokens_are_what_stepping_samples(ragged: str, tmp_path: Path, stride: int, monkeypatch) -> None:
     monkeypatch.setattr(rollout, "STRIDE", stride)
-    envs = environment(ragged, tmp_path, 5)
+    envs = tiny.text_envs(ragged, tmp_path, 5)
     examples = [envs.example_ids[i % 3] for i in range(5)]
     env = tiny.make_env(ragged, tmp_path, n_envs=5, max_new_tokens=20)
     expected = records(stepped(tiny.make_policy(env, ragged, seed=3), envs, examples))
@@ -79,7 +70,7 @@ def test_a_stretch_stops_at_the_end_of_a_turn_and_at_its_cap(ragged: str, tmp_pa
 
 
 def test_more_examples_than_rows_give_the_episodes_that_a_row_each_gives(ragged: str, tmp_path: Path) -> None:
-    many, few = environment(ragged, tmp_path, 11), environment(ragged, tmp_path, 3)
+    many, few = tiny.text_envs(ragged, tmp_path, 11), tiny.text_envs(ragged, tmp_path, 3)
     examples = [many.example_ids[i % 6] for i in range(11)]
     policy = tiny.make_policy(tiny.make_env(ragged, tmp_path, max_new_tokens=20), ragged)
     expected = records(play(policy, many, examples, deterministic=True))
@@ -89,7 +80,7 @@ def test_more_examples_than_rows_give_the_episodes_that_a_row_each_gives(ragged:
 
 def test_a_free_row_takes_the_next_example_while_the_others_go_on(ragged: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(rollout, "STRIDE", 2)
-    envs = environment(ragged, tmp_path, 3)
+    envs = tiny.text_envs(ragged, tmp_path, 3)
     policy = tiny.make_policy(tiny.make_env(ragged, tmp_path, max_new_tokens=20), ragged)
     widths, write = [], policy.write
     monkeypatch.setattr(policy, "write", lambda obs, rows, *rest: widths.append(len(rows)) or write(obs, rows, *rest))
@@ -99,7 +90,7 @@ def test_a_free_row_takes_the_next_example_while_the_others_go_on(ragged: str, t
 
 
 def test_all_that_ended_is_scored_in_one_call_however_often_rows_were_refilled(ragged: str, tmp_path: Path) -> None:
-    envs = environment(ragged, tmp_path, 2)
+    envs = tiny.text_envs(ragged, tmp_path, 2)
     calls, feedback = [], envs.feedback
     envs.feedback = lambda episodes: calls.append(len(episodes)) or feedback(episodes)
     policy = tiny.make_policy(tiny.make_env(ragged, tmp_path, max_new_tokens=20), ragged)
@@ -108,7 +99,7 @@ def test_all_that_ended_is_scored_in_one_call_however_often_rows_were_refilled(r
 
 
 def test_a_callback_counts_every_token_once_and_can_stop(ragged: str, tmp_path: Path) -> None:
-    envs = environment(ragged, tmp_path, 3)
+    envs = tiny.text_envs(ragged, tmp_path, 3)
     policy = tiny.make_policy(tiny.make_env(ragged, tmp_path, max_new_tokens=20), ragged)
     counts: list[int] = []
     episodes = play(policy, envs, envs.example_ids[:5], on_step=lambda n: counts.append(n) or True) or []

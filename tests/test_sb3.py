@@ -24,11 +24,6 @@ N_ENVS = 4
 BUFFERS = (SequenceRolloutBuffer, DictRolloutBuffer)
 
 
-@pytest.fixture
-def ragged(tiny_model: str, tmp_path: Path) -> str:
-    return tiny.ragged_model(tiny_model, tmp_path)
-
-
 def make(kind: type, buffer: type, model: str, folder: Path, limit: int | None = None, **kwargs: Any) -> Any:
     """Return an algorithm whose minibatch is the whole rollout and whose optimizer is plain gradient descent."""
     env = tiny.make_env(model, folder, n_envs=N_ENVS, seed=1, max_new_tokens=CAP)

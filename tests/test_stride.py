@@ -15,22 +15,11 @@ from agents import LLMPolicy, rollout
 from agents.rollout import play
 from llm_gym.models.packing import Segment, pack
 
-RULES = {"brevity": -1.0, "repetition": -1.0}
-
-
-@pytest.fixture
-def ragged(tiny_model: str, tmp_path: Path) -> str:
-    return tiny.ragged_model(tiny_model, tmp_path)
-
 
 @pytest.fixture
 def as_on_cuda(monkeypatch) -> None:
     """Let policies write by strides on this machine's processor: the same steps, run instead of replayed."""
     monkeypatch.setattr(LLMPolicy, "_can_stride", lambda self: True)
-
-
-def environment(model: str, folder: Path, rows: int, **kwargs: Any) -> Any:
-    return tiny.make_env(model, folder, n_envs=rows, **{"max_new_tokens": 20, **kwargs}).unwrapped.envs.unwrapped
 
 
 def policy_of(model: str, folder: Path) -> LLMPolicy:
@@ -46,7 +35,7 @@ def records(episodes: Any) -> list[str]:
 @pytest.mark.parametrize("stride", [2, 3, 16, 64])
 def test_likeliest_tokens_are_those_of_writing_token_by_token(ragged, tmp_path, stride, monkeypatch) -> None:
     monkeypatch.setattr(rollout, "STRIDE", stride)
-    envs = environment(ragged, tmp_path, 4)
+    envs = tiny.text_envs(ragged, tmp_path, 4)
     examples = [*envs.example_ids, *envs.example_ids[:2]] * 2  # more than rows: others take their places
     expected = records(play(policy_of(ragged, tmp_path), envs, examples, deterministic=True))
     assert len({len(e.response_ids) for e in envs.episodes}) > 1
@@ -57,7 +46,7 @@ def test_likeliest_tokens_are_those_of_writing_token_by_token(ragged, tmp_path, 
 
 
 def test_samples_are_those_of_writing_token_by_token_until_a_row_has_ended(tiny_model, tmp_path, monkeypatch) -> None:
-    envs = environment(tiny_model, tmp_path, 5)
+    envs = tiny.text_envs(tiny_model, tmp_path, 5)
     envs.reset(options={"example": [envs.example_ids[i % 3] for i in range(5)]})
     rows = np.array([4, 0, 2])
     written = []
@@ -73,7 +62,7 @@ def test_samples_are_those_of_writing_token_by_token_until_a_row_has_ended(tiny_
 
 
 def test_log_probabilities_of_samples_are_those_that_training_computes(ragged, tmp_path, as_on_cuda) -> None:
-    envs = environment(ragged, tmp_path, 5)
+    envs = tiny.text_envs(ragged, tmp_path, 5)
     policy = policy_of(ragged, tmp_path)
     episodes = play(policy, envs, envs.example_ids * 4)
     assert len({len(e.response_ids) for e in episodes}) > 2
@@ -85,7 +74,7 @@ def test_log_probabilities_of_samples_are_those_that_training_computes(ragged, t
 
 
 def test_rows_that_do_not_write_keep_what_was_read(ragged, tmp_path, as_on_cuda) -> None:
-    envs = environment(ragged, tmp_path, 5)
+    envs = tiny.text_envs(ragged, tmp_path, 5)
     envs.reset(options={"example": [envs.example_ids[i % 3] for i in range(5)]})
     policy, alone = (policy_of(ragged, tmp_path) for _ in range(2))
     for rows in ([0, 1, 2, 3, 4], [3, 1], [0, 2, 4], [4]):
@@ -102,7 +91,7 @@ def test_rows_that_do_not_write_keep_what_was_read(ragged, tmp_path, as_on_cuda)
 
 
 def test_a_turn_ends_at_its_cap_and_at_a_stop_token(tiny_model, tmp_path, as_on_cuda) -> None:
-    envs = environment(tiny_model, tmp_path, 3)
+    envs = tiny.text_envs(tiny_model, tmp_path, 3)
     envs.reset()
     policy = policy_of(tiny_model, tmp_path)
     policy._stop_ids = []
@@ -122,7 +111,7 @@ def test_a_turn_ends_at_its_cap_and_at_a_stop_token(tiny_model, tmp_path, as_on_
 
 @pytest.mark.parametrize("change", ["in place", "moved", "adapter off", "temperature"])
 def test_weights_that_change_count_at_once(ragged, tmp_path, as_on_cuda, change) -> None:
-    envs = environment(ragged, tmp_path, 5)
+    envs = tiny.text_envs(ragged, tmp_path, 5)
     envs.reset()
     policy = policy_of(ragged, tmp_path)
     weights = [p for name, p in policy.lm.named_parameters() if "lora_B" in name]
@@ -170,7 +159,7 @@ class OnDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_step_reads_nothing_back_and_makes_no_tensor_from_the_host(ragged, tmp_path, as_on_cuda, greedy) -> None:
-    envs = environment(ragged, tmp_path, 5)
+    envs = tiny.text_envs(ragged, tmp_path, 5)
     envs.reset()
     policy = policy_of(ragged, tmp_path)
     policy.write(envs.observation(), np.arange(5), 4, deterministic=greedy)

@@ -45,6 +45,11 @@ def write_data(folder: Path, count: int = 6) -> str:
     return str(path)
 
 
+def text_envs(model: str, folder: Path, rows: int, **kwargs: Any) -> Any:
+    """Return the `TextVectorEnv` inside of `make_env`, whose texts have at most 20 tokens."""
+    return make_env(model, folder, n_envs=rows, **{"max_new_tokens": 20, **kwargs}).unwrapped.envs.unwrapped
+
+
 def ragged_model(model: str, folder: Path, share: int = 5) -> str:
     """Copy a model with every `share`-th token declared a stop token, so that random texts end at random times."""
     target = folder / "ragged"
