@@ -20,7 +20,7 @@ from agents.training import TrainArguments, train
 from agents.vec_env import make_vec_env
 from llm_gym.errors import LLMGymError
 from llm_gym.models.packing import Segment, pack
-from test_algorithms import SGD, ragged  # noqa: F401
+from test_algorithms import SGD
 from test_grpo import collect, logged
 from test_training import ENV, documents
 
