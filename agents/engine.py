@@ -84,6 +84,10 @@ class Engine:
         self._read[:] = 0
         self._slot[:] = np.arange(self.rows)  # as in a new engine, so that a run gone on with computes the same bits
 
+    def forget(self, rows: np.ndarray) -> None:
+        """Forget what was read of `rows`, int `(n,)`."""
+        self._read[self._slot[rows]] = 0
+
     def last_hidden(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
         """Return the hidden state at the last token of each sequence, `(n, H)`.
 

@@ -183,6 +183,15 @@ def test_gymnasiums_checker_passes(settings, tiny_model):
     check_env(TextActions(single(settings)), skip_render_check=True)
 
 
+def test_no_bit_of_an_observation_depends_on_the_episodes_before(settings, tiny_model):
+    used = HiddenStateObservation(single(settings), tiny_model)
+    for seed in range(6):  # another document each time, behind the same beginning
+        fresh = HiddenStateObservation(single(settings), tiny_model)
+        np.testing.assert_array_equal(used.reset(seed=seed)[0], fresh.reset(seed=seed)[0])
+        for action in (5, 6, 7):
+            np.testing.assert_array_equal(used.step(action)[0], fresh.step(action)[0])
+
+
 # -------------------------------------------------------------------- whole replies
 
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
@@ -41,7 +42,8 @@ class FrozenLM:
         self.hidden_size = int(causal.config.hidden_size)
         backbone, self._head = _decoding(causal, model)
         self._engine = Engine(backbone, envs.num_envs, envs.context)
-        self._read: tuple[bytes, bytes] | None = None
+        self._ids = np.zeros((envs.num_envs, envs.context), np.int32)  # what was read last
+        self._lengths = np.zeros(envs.num_envs, np.int64)
         self._hidden = torch.zeros(0)
         self._log_probs: torch.Tensor | None = None
 
@@ -50,11 +52,16 @@ class FrozenLM:
         """Return the hidden state at the last token of each row, float32 `(N, H)`, behind the model's final norm."""
         seen = self.envs.observation()
         lengths = (seen["roles"] > 0).sum(1)
-        read = seen["input_ids"].tobytes(), lengths.tobytes()
-        if read != self._read:
+        if (lengths != self._lengths).any() or (seen["input_ids"] != self._ids).any():
+            self._forget_ended(seen["input_ids"], lengths)
             self._hidden = self._engine.last_hidden(seen["input_ids"], lengths).float()
-            self._read, self._log_probs = read, None
+            self._ids, self._lengths, self._log_probs = seen["input_ids"], lengths, None
         return self._hidden
+
+    def _forget_ended(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Read rows that begin anew from their start, so that no bit of them depends on the episode before."""
+        changed = (ids != self._ids) & (np.arange(self.envs.context) < self._lengths[:, None])
+        self._engine.forget(np.flatnonzero(changed.any(1) | (lengths < self._lengths)))
 
     @torch.no_grad()
     def log_probs(self) -> torch.Tensor:
