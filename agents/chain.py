@@ -106,9 +106,11 @@ def resume_chain(folder: Path, progress: Progress | None = None) -> list[Run]:
         place = folder / f"{number}-{stage['algo']}"
         progress.say(f"stage {number} of {len(stages)}: {stage['algo']}, in {place}")
         asked = replace(shared, **stage, out=str(place))
-        if runs:  # data, feedback and partner are those of the run that is gone on from
+        if runs:  # what its environment is asked for is that of the run that is gone on from
             before = str(runs[-1].folder)
-            asked = replace(asked, policy=before, data=None, columns=None, feedback=None, partner=None)
+            asked = replace(
+                asked, policy=before, data=None, columns=None, feedback=None, partner=None, instruction=None
+            )
         runs.append(finished(place) or _stage(place, asked, progress))
     return runs
 

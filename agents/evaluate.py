@@ -101,6 +101,7 @@ def environment_arguments(
     columns: dict[str, str] | None = None,
     feedback: str | dict[str, Any] | None = None,
     partner: str | None = None,
+    instruction: str | None = None,
 ) -> dict[str, Any]:
     """Return the environment's arguments, complete and JSON: those of the source's run, changed by what is given.
 
@@ -111,6 +112,7 @@ def environment_arguments(
         columns: The task's column names mapped to the file's.
         feedback: Spec of the training feedback.
         partner: Who answers in a conversation.
+        instruction: What the policy is asked to do.
 
     Raises:
         LLMGymError: An unknown environment, model or scorer.
@@ -123,8 +125,8 @@ def environment_arguments(
         arguments.update(data=whole_path(data), columns=None)
     if columns:
         arguments["columns"] = dict(columns)
-    if partner is not None:
-        arguments["partner"] = partner
+    given = {"partner": partner, "instruction": instruction}
+    arguments.update({name: value for name, value in given.items() if value is not None})
     arguments["feedback"] = build(arguments["feedback"] if feedback is None else feedback).spec
     arguments["tokenizer"] = source.model
     arguments["template"] = "chat" if load_tokenizer(source.model).chat_template else "plain"

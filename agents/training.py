@@ -63,6 +63,7 @@ class TrainArguments:
         columns: The task's column names mapped to the file's.
         feedback: Spec of the training feedback; None for the task's.
         partner: Who answers in a conversation; None for the script.
+        instruction: What the policy is asked to do; None for the task's.
         temperature: Of sampling; None for that of the run which `policy` goes on from, or 1.
         steps: Training updates, or None.
         minutes: Minutes of training, or None; ten if `steps` and `tokens` are None too.
@@ -80,6 +81,7 @@ class TrainArguments:
     columns: dict[str, str] | None = None
     feedback: str | None = None
     partner: str | None = None
+    instruction: str | None = None
     temperature: float | None = None
     steps: int | None = None
     minutes: float | None = None
@@ -125,7 +127,13 @@ def train(arguments: TrainArguments, progress: Progress | None = None) -> Run:
         if source.agent:
             raise LLMGymError(f"the policy {source.agent!r} cannot be trained; pass a model's name")
         env_kwargs = environment_arguments(
-            arguments.env, source, arguments.data, arguments.columns, arguments.feedback, arguments.partner
+            arguments.env,
+            source,
+            arguments.data,
+            arguments.columns,
+            arguments.feedback,
+            arguments.partner,
+            arguments.instruction,
         )
         return _train(folder, _config(arguments, source, env_kwargs), progress)
 

@@ -1,11 +1,12 @@
 """Does a policy learn a tone, and what does it forget for it? RL4LMs' experiment on our openings.
 
-    python benchmarks/tone.py --out runs/tone --steps 15 --kl-coef 0.2
+    python benchmarks/tone.py --out runs/tone --steps 20 --kl-coef 0.1
 
-Every opening of TextGeneration-v0 is to be gone on with cheerfully. Training pays for the tone as the language model
-sees it (cheerful or gloomy), for likely and whole sentences. Measured on held-out openings, before and after: how
-positive the texts are by a classifier that training never sees, a logistic regression on MiniLM's embeddings of the
-labelled news of SentimentMonitoring-v0; the perplexity of what people wrote after these openings; distinct-2 of texts.
+Every opening of TextGeneration-v0 is to be gone on with; that it be cheerfully is not in the prompt but in the reward:
+the tone as the language model sees it (cheerful or gloomy), and how likely the text is. Measured on held-out openings,
+before and after: how positive the texts are by a classifier that training never sees, a logistic regression on MiniLM's
+embeddings of the labelled news of SentimentMonitoring-v0; the perplexity of what people wrote after these openings;
+distinct-2 of texts.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from llm_gym.registration import find_task
 from llm_gym.statistics import interval
 
 ENV = "TextGeneration-v0"
+INSTRUCTION = "Continue this text with one or two short sentences. They must be about {topic}."
 FEEDBACK = {
     "tone": {"weight": 8.0, "labels": ["cheerful", "gloomy"]},
     "likelihood": {"weight": 1.0, "ceiling": -2.5, "prompt": "{source}"},
-    "complete": {"weight": 2.0},
     "repetition": {"weight": -3.0},
-    "brevity": {"weight": -2.0},
 }
 RIDGE = 0.1  # of the logistic regression, in units of one example
 
@@ -46,13 +46,14 @@ def main() -> None:
     """Train, unless it has been done, and print what changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--kl-coef", type=float, default=0.2, help="the price of leaving the untrained model")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--kl-coef", type=float, default=0.1, help="the price of leaving the untrained model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     run = args.out / f"run-{args.seed}"
-    length = ["--steps", str(args.steps), "--seed", str(args.seed), "--hyperparams", f"kl_coef:{args.kl_coef}"]
-    train(run, [ENV, "--data", openings(args.out), "--feedback", json.dumps(FEEDBACK), *length])
+    asked = ["--data", openings(args.out), "--instruction", INSTRUCTION, "--feedback", json.dumps(FEEDBACK)]
+    how = ["--steps", str(args.steps), "--seed", str(args.seed)]
+    train(run, [ENV, *asked, *how, "--hyperparams", f"kl_coef:{args.kl_coef}", "n_envs:32"])
     positive = classifier()
     continuations = load_examples(None, "all", find_task(ENV))
     glad, sad = (
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def openings(out: Path) -> str:
-    """Write the openings, each to be gone on with cheerfully, and return the file."""
+    """Write the openings, each of which is to become cheerful, and return the file."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [{**row, "tone": "cheerful"} for row in load_examples(None, "all", find_task(ENV))]
     write_jsonl(out / "openings.jsonl", rows)
@@ -105,10 +106,11 @@ def with_one(features: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def perplexity(name: str) -> float:
-    """Return the perplexity of people's continuations of held-out openings, each after the prompt for its own tone."""
+    """Return the perplexity of people's continuations of held-out openings, in whatever tone they wrote."""
     source = find_policy(name)
     ids = [example["id"] for example in load_examples(None, "test", find_task(ENV))]
-    arguments = {**environment_arguments(ENV, find_policy("smollm2-135m")), "feedback": "length"}
+    model = find_policy("smollm2-135m")
+    arguments = environment_arguments(ENV, model, feedback="length", instruction=INSTRUCTION)
     envs = make_envs(ENV, len(ids), "test", arguments)
     policy: Any = load_policy(source, envs)
     policy.temperature = 1.0

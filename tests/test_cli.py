@@ -14,7 +14,7 @@ import pytest
 
 import llm_gym
 import tiny_task  # noqa: F401  # so that "tiny_task:..." can be imported by name
-from agents.evaluate import environment_arguments, find_policy
+from agents.evaluate import environment_arguments, find_policy, make_envs
 from llm_gym.cli import main
 
 ENV = "TextSummary-v0"
@@ -390,6 +390,20 @@ def test_a_partner_where_nobody_answers_is_an_error(
     assert main([*asking(command, tiny_model, docs), "--partner", "script", *out]) == 2
     assert "partner='script' does not apply" in told(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_instruction_is_what_the_policy_reads_and_is_kept_by_its_run(
+    tmp_path: Path, tiny_model: str, docs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, asked = str(tmp_path / "run"), ("--instruction", "Say it {in_braces} once more:")
+    assert main(asking("train", tiny_model, docs, "--steps", "1", "--out", run, *asked)) == 0
+    kept = json.loads(Path(run, "config.json").read_text())["env_kwargs"]
+    assert kept["instruction"] == asked[1]
+    seen = make_envs(ENV, 1, "all", kept).unwrapped
+    assert asked[1] in seen.tokenizer.decode(seen.reset()[0]["input_ids"][0])
+    source = find_policy(run)
+    assert environment_arguments(ENV, source)["instruction"] == asked[1]
+    assert environment_arguments(ENV, source, instruction="")["instruction"] == ""
 
 
 def test_the_partner_is_part_of_what_rebuilds_the_environment() -> None:

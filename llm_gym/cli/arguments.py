@@ -205,6 +205,9 @@ def _environment(parser: argparse.ArgumentParser, data: bool = True, optional: b
         parser.add_argument(
             "--partner", metavar="NAME", help="who answers in a dialogue: script, a model's name, or ADDRESS#MODEL"
         )
+        parser.add_argument(
+            "--instruction", metavar="TEXT", help="what the agent is asked to do; {column} is the row's value"
+        )
     _columns(parser, "the task's column A is the file's column B")
     parser.add_argument("--feedback", metavar="SPEC", help="a scorer's name, or JSON of names and weights")
 

@@ -113,6 +113,7 @@ def _trained(arguments: argparse.Namespace) -> list[Any]:
         columns=dict(arguments.columns),
         feedback=arguments.feedback,
         partner=arguments.partner,
+        instruction=arguments.instruction,
         temperature=arguments.temperature,
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -166,7 +167,13 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
             raise LLMGymError("--temperature is for sampling a model; leave it out with --greedy, reference and random")
         source = replace(source, temperature=arguments.temperature)
     env_kwargs = evaluation.environment_arguments(
-        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback, arguments.partner
+        arguments.id,
+        source,
+        arguments.data,
+        dict(arguments.columns),
+        arguments.feedback,
+        arguments.partner,
+        arguments.instruction,
     )
     trained_on = source.config["env_kwargs"]["data"] if source.config else None
     foreign = arguments.data is not None and env_kwargs["data"] != trained_on

@@ -22,7 +22,13 @@ def play_command(arguments: argparse.Namespace) -> None:
     find_task(arguments.id)
     source = evaluation.find_policy(arguments.policy or arguments.tokenizer)
     env_kwargs = evaluation.environment_arguments(
-        arguments.id, source, arguments.data, dict(arguments.columns), arguments.feedback, arguments.partner
+        arguments.id,
+        source,
+        arguments.data,
+        dict(arguments.columns),
+        arguments.feedback,
+        arguments.partner,
+        arguments.instruction,
     )
     watching = arguments.policy is not None
     shown = watching and not arguments.json

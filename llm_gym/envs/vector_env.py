@@ -122,7 +122,11 @@ class TextVectorEnv(VectorEnv):
         self._index = {example["id"]: i for i, example in enumerate(self.examples)}
         self.tokenizer = load_tokenizer(tokenizer)
         self.prompt_builder = PromptBuilder(
-            self.task, self.tokenizer, instruction or self.task.instruction, template, self.max_prompt_tokens
+            self.task,
+            self.tokenizer,
+            self.task.instruction if instruction is None else instruction,
+            template,
+            self.max_prompt_tokens,
         )
         self._prompts = Memory()  # of many rows, the last ones
         self.partner = make_partner(partner, self.task)
