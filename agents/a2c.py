@@ -21,7 +21,7 @@ class A2C(PolicyGradient):
         env: From `make_vec_env`.
         learning_rate: A number, or a schedule of the remaining progress.
         gamma: Discount; 1 suits texts, whose reward comes at the end.
-        gae_lambda: Of generalised advantage estimation.
+        gae_lambda: Of generalised advantage estimation; 1 lets a text's reward count in full for its first tokens too.
         vf_coef: Weight of the critic's loss.
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the tokens of a
             batch.
@@ -34,7 +34,7 @@ class A2C(PolicyGradient):
         env: Any,
         learning_rate: Any = 1e-4,
         gamma: float = 1.0,
-        gae_lambda: float = 0.95,
+        gae_lambda: float = 1.0,
         vf_coef: float = 0.5,
         normalize_advantage: bool = False,
         **kwargs: Any,

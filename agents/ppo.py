@@ -27,7 +27,7 @@ class PPO(A2C):
         clip_range: How far the ratio may move in one batch.
         clip_range_vf: How far a value may move in one batch; None for any.
         gamma: Discount; 1 suits texts, whose reward comes at the end.
-        gae_lambda: Of generalised advantage estimation.
+        gae_lambda: Of generalised advantage estimation; 1 lets a text's reward count in full for its first tokens too.
         vf_coef: Weight of the critic's loss.
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the tokens of a
             batch.
@@ -44,7 +44,7 @@ class PPO(A2C):
         clip_range: float = 0.2,
         clip_range_vf: float | None = None,
         gamma: float = 1.0,
-        gae_lambda: float = 0.95,
+        gae_lambda: float = 1.0,
         vf_coef: float = 0.5,
         normalize_advantage: bool = True,
         **kwargs: Any,
