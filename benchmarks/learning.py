@@ -168,7 +168,9 @@ def write_untrained(env: str, most: int) -> Evaluation:
     envs = make_envs(env, len(ids), "test", arguments)
     policy = load_policy(source, envs)
     with sampling_from(policy, 1):
-        episodes = play(policy, envs, ids * most) or []
+        # A row that goes on with the document that it has read does not read it again.
+        by_document = play(policy, envs, [name for name in ids for _ in range(most)]) or []
+    episodes = [episode for text in range(most) for episode in by_document[text::most]]
     return Evaluation(episodes, judged_by(build(task.judge), episodes), most)
 
 
