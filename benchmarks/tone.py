@@ -1,25 +1,28 @@
 """Does a policy learn a tone, and what does it forget for it? RL4LMs' experiment on our openings.
 
-    python benchmarks/tone.py --out runs/tone --steps 20 --kl-coef 0.1
+    python benchmarks/tone.py --out runs/tone --steps 20 --kl-coef 0.2
 
 Every opening of TextGeneration-v0 is to be gone on with; that it be cheerfully is not in the prompt but in the reward:
-the tone as the language model sees it (cheerful or gloomy), and how likely the text is. Measured on held-out openings,
-before and after: how positive the texts are by a classifier that training never sees, a logistic regression on MiniLM's
-embeddings of the labelled news of SentimentMonitoring-v0; the perplexity of what people wrote after these openings;
-distinct-2 of texts.
+a preference model, trained first on which of people's continuations are cheerful and which are gloomy, and how likely
+the text is. Measured on held-out openings, before and after: how positive the texts are by a classifier that training
+never sees, a logistic regression on MiniLM's embeddings of the labelled news of SentimentMonitoring-v0; the perplexity
+of what people wrote after these openings; distinct-2 of texts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 
-from agents.evaluate import TEXTS, Evaluation, environment_arguments, find_policy, load_policy, make_envs
+from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs
 from agents.reference import ReferenceAgent
 from agents.rollout import play
 from learning import train
@@ -34,11 +37,9 @@ from llm_gym.statistics import interval
 
 ENV = "TextGeneration-v0"
 INSTRUCTION = "Continue this text with one or two short sentences. They must be about {topic}."
-FEEDBACK = {
-    "tone": {"weight": 8.0, "labels": ["cheerful", "gloomy"]},
-    "likelihood": {"weight": 1.0, "ceiling": -2.5, "prompt": "{source}"},
-    "repetition": {"weight": -3.0},
-}
+GLAD, SAD = ("cheerful", "tender", "humorous"), ("gloomy", "angry", "suspenseful")
+PAIRS = 3  # for each opening of the training split
+SAMPLES = 8  # texts that are measured for each opening
 RIDGE = 0.1  # of the logistic regression, in units of one example
 
 
@@ -47,11 +48,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--kl-coef", type=float, default=0.1, help="the price of leaving the untrained model")
+    parser.add_argument("--kl-coef", type=float, default=0.2, help="the price of leaving the untrained model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     run = args.out / f"run-{args.seed}"
-    asked = ["--data", openings(args.out), "--instruction", INSTRUCTION, "--feedback", json.dumps(FEEDBACK)]
+    feedback = {
+        "preference": {"path": str(cheerfulness(args.out)), "weight": 1.0},
+        "likelihood": {"weight": 1.0, "ceiling": -2.5, "prompt": "{source}"},
+        "repetition": {"weight": -3.0},
+    }
+    asked = ["--instruction", INSTRUCTION, "--feedback", json.dumps(feedback)]
     how = ["--steps", str(args.steps), "--seed", str(args.seed)]
     train(run, [ENV, *asked, *how, "--hyperparams", f"kl_coef:{args.kl_coef}", "n_envs:32"])
     positive = classifier()
@@ -61,28 +68,39 @@ def main() -> None:
     )
     right = np.mean(glad[:, None] > sad[None])
     print(f"the classifier ranks a person's cheerful continuation above a gloomy one in {right:.2f} of the pairs")
-    print("| | positive, by the classifier | perplexity of people's continuations | distinct-2 | feedback |")
-    print("|---|---|---|---|---|")
+    print("| | positive, by the classifier | perplexity of people's continuations | distinct-2 |\n|---|---|---|---|")
     for when, policy in (("before", "smollm2-135m"), ("after", str(run))):
-        texts = Evaluation.from_jsonl((run / f"{when}.jsonl").read_text(encoding="utf-8"), TEXTS)
-        together = Episode({"id": "all"}, source="", text=" ".join(e.text for e in texts.episodes))
-        by_opening = positive([e.text for e in texts.episodes]).reshape(TEXTS, -1).mean(0)
+        texts = written(policy)
+        together = Episode({"id": "all"}, source="", text=" ".join(texts))
+        by_opening = positive(texts).reshape(SAMPLES, -1).mean(0)
         mean, (low, high) = float(by_opening.mean()), interval(by_opening)
-        feedback = np.mean([e.reward for e in texts.episodes])
         cells = (
             f"{mean:.2f} [{low:.2f}, {high:.2f}]",
             f"{perplexity(policy):.1f}",
             f"{Distinct(2)([together])[0]:.3f}",
         )
-        print(f"| {when} | {' | '.join(cells)} | {feedback:.2f} |", flush=True)
+        print(f"| {when} | {' | '.join(cells)} |", flush=True)
 
 
-def openings(out: Path) -> str:
-    """Write the openings, each of which is to become cheerful, and return the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    rows = [{**row, "tone": "cheerful"} for row in load_examples(None, "all", find_task(ENV))]
-    write_jsonl(out / "openings.jsonl", rows)
-    return str(out / "openings.jsonl")
+def cheerfulness(out: Path) -> Path:
+    """Return the preference model, trained unless it has been, that tells people's cheerful texts from gloomy ones."""
+    folder = out / "cheerfulness"
+    if not folder.exists():
+        rows, random = load_examples(None, "train", find_task(ENV)), Random(0)
+        glad, sad = ([row["continuation"] for row in rows if row["tone"] in tones] for tones in (GLAD, SAD))
+        pairs = [
+            {"source": row["prompt"], "chosen": random.choice(glad), "rejected": random.choice(sad)}
+            for row in rows
+            for _ in range(PAIRS)
+        ]
+        write_jsonl(out / "pairs.jsonl", pairs)
+        llm_gym("feedback", "train", "--data", str(out / "pairs.jsonl"), "--out", str(folder))
+    return folder
+
+
+def llm_gym(*command: str) -> None:
+    """Run the program."""
+    subprocess.run([sys.executable, "-m", "llm_gym.cli", *command], check=True)
 
 
 def classifier() -> Any:
@@ -104,18 +122,27 @@ def with_one(features: np.ndarray) -> np.ndarray:
     return np.hstack([features, np.ones((len(features), 1))])
 
 
+def policy_of(name: str, rows: int) -> tuple[Any, Any]:
+    """Return a policy that samples at temperature 1, and environments in which it reads the held-out openings."""
+    arguments = environment_arguments(ENV, find_policy("smollm2-135m"), feedback="length", instruction=INSTRUCTION)
+    envs = make_envs(ENV, rows, "test", arguments)
+    policy: Any = load_policy(find_policy(name), envs)
+    policy.temperature = 1.0
+    return policy, envs
+
+
+def written(name: str) -> list[str]:
+    """Return what a policy writes after held-out openings, `SAMPLES` times round."""
+    policy, envs = policy_of(name, 40)
+    return [e.text for e in evaluate(policy, envs, envs.example_ids, seed=0, texts=SAMPLES).episodes]
+
+
 @torch.no_grad()
 def perplexity(name: str) -> float:
     """Return the perplexity of people's continuations of held-out openings, in whatever tone they wrote."""
-    source = find_policy(name)
-    ids = [example["id"] for example in load_examples(None, "test", find_task(ENV))]
-    model = find_policy("smollm2-135m")
-    arguments = environment_arguments(ENV, model, feedback="length", instruction=INSTRUCTION)
-    envs = make_envs(ENV, len(ids), "test", arguments)
-    policy: Any = load_policy(source, envs)
-    policy.temperature = 1.0
+    policy, envs = policy_of(name, 40)
     total, tokens = 0.0, 0
-    for e in play(ReferenceAgent(envs), envs, ids) or []:
+    for e in play(ReferenceAgent(envs), envs, envs.example_ids) or []:
         packed = pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask)]).to(policy.device)
         _, log_probs, _ = policy.evaluate_actions(packed, packed.targets)
         total, tokens = total + float(log_probs.sum()), tokens + len(log_probs)
