@@ -144,7 +144,7 @@ def make_report(
         "texts_each": after.texts,
         "interval": "95 %, bootstrap over documents, paired, 10,000 resamples",
         "changes": [asdict(change) for change in compare(before, after, weights, seed)],
-        "notes": [*_notes(after), *_divergence(facts)],
+        "notes": [*_notes(after), *_readers(facts), *_divergence(facts)],
         "texts": texts,
     }
 
@@ -156,6 +156,15 @@ def _notes(evaluation: Evaluation) -> list[str]:
     if judged < len(evaluation.firsts):
         return [f"The second judge was run on the {judged} of {len(evaluation.firsts)} documents with a reference."]
     return []
+
+
+def _readers(facts: dict[str, Any]) -> list[str]:
+    if not facts.get("reads_reference"):
+        return []
+    return [
+        f"Training feedback read the references ({', '.join(facts['reads_reference'])}), with which the second judge "
+        "compares as well: it is no independent judge of this run."
+    ]
 
 
 def _divergence(facts: dict[str, Any]) -> list[str]:

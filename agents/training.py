@@ -313,6 +313,8 @@ def _report(
     config: dict[str, Any], model: Any, recorder: Recorder, before: Evaluation, after: Evaluation
 ) -> dict[str, Any]:
     feedback = config["env_kwargs"]["feedback"]
+    verifiable = find_task(config["env"]).verifiable
+    readers = [] if verifiable else [name for name in feedback if build({name: feedback[name]}).reads_reference]
     facts = {
         "env": config["env"],
         "algo": config["algo"],
@@ -325,6 +327,7 @@ def _report(
         "feedback": feedback,
         "judge": config["judge"],
         "diverged": recorder.diverged,
+        "reads_reference": readers,
     }
     weights = {name: options["weight"] for name, options in feedback.items()}
     return make_report(facts, before, after, weights, config["seed"])

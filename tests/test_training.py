@@ -140,6 +140,12 @@ def test_the_second_judge_reads_the_reference_and_training_does_not(grpo: Any) -
     assert set(grpo.report["feedback"]) == {"brevity", "repetition"} and grpo.report["notes"] == []
 
 
+def test_the_report_says_where_training_read_the_reference(tmp_path: Path, tiny_model: str, data: str) -> None:
+    done = run(tmp_path, tiny_model, data, steps=1, feedback='{"chrf": 1.0, "brevity": -1.0}')
+    assert done.report["reads_reference"] == ["chrf"]
+    assert "Training feedback read the references (chrf)" in done.report["notes"][0]
+
+
 def test_without_references_the_report_says_so(tmp_path: Path, tiny_model: str) -> None:
     done = run(tmp_path, tiny_model, documents(tmp_path / "bare.jsonl", references=False), steps=1)
     assert "no reference column" in done.report["notes"][0]

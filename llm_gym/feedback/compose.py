@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import inspect
 import json
 import math
 from collections.abc import Sequence
@@ -223,11 +224,13 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
     if not module or not attribute:
         raise LLMGymError(f"scorer {name!r} cannot be loaded: expected 'package.module:Class'")
     try:
-        return getattr(importlib.import_module(module), attribute)(**options)
+        make = getattr(importlib.import_module(module), attribute)
+        return make(**options)
     except (ImportError, AttributeError) as error:
         raise LLMGymError(f"scorer {name!r} cannot be loaded: {error}") from error
     except TypeError as error:
-        raise LLMGymError(f"scorer {name!r} does not take these options: {error}") from error
+        takes = ", ".join(inspect.signature(make).parameters) or "none"
+        raise LLMGymError(f"scorer {name!r} does not take these options: {error}; it takes {takes}") from error
 
 
 def _finite(name: str, score: Score | None, episode: Episode) -> float:
