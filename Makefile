@@ -30,7 +30,7 @@ preference: install
 	$(CORRUPT) -k 3 --split all --data llm_gym/data/corpora/who_did_what_dialogues.jsonl --out $(PAIRS)/dialogues.jsonl
 	$(CORRUPT) -k 3 --split all --data llm_gym/data/corpora/who_did_what_reports.jsonl --out $(PAIRS)/reports.jsonl
 	cat $(PAIRS)/summaries.jsonl $(PAIRS)/dialogues.jsonl $(PAIRS)/reports.jsonl > $(PAIRS)/all.jsonl
-	$(BIN)/llm-gym feedback train --data $(PAIRS)/all.jsonl --seed $(SEED) --out runs/preference
+	$(BIN)/llm-gym feedback train --data $(PAIRS)/all.jsonl --epochs 4 --seed $(SEED) --out runs/preference
 
 test: install
 	$(BIN)/llm-gym fetch
