@@ -1,6 +1,6 @@
 """Does a policy learn a tone, and what does it forget for it? RL4LMs' experiment on our openings.
 
-    python benchmarks/tone.py --out runs/tone --steps 20 --kl-coef 0.2
+    python benchmarks/tone.py --out runs/tone --steps 9 --kl-coef 0.2
 
 Every opening of TextGeneration-v0 is to be gone on with; that it be cheerfully is not in the prompt but in the reward:
 a preference model, trained first on which of people's continuations are cheerful and which are gloomy, and how likely
@@ -47,7 +47,7 @@ def main() -> None:
     """Train, unless it has been done, and print what changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--kl-coef", type=float, default=0.2, help="the price of leaving the untrained model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
