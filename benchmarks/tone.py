@@ -29,6 +29,7 @@ from learning import train
 from llm_gym.data import load_examples
 from llm_gym.data.files import write_jsonl
 from llm_gym.episode import Episode
+from llm_gym.feedback.rules import words
 from llm_gym.feedback.similarity import embedder
 from llm_gym.feedback.vocabulary import Distinct
 from llm_gym.models.packing import Segment, pack
@@ -68,7 +69,8 @@ def main() -> None:
     )
     right = np.mean(glad[:, None] > sad[None])
     print(f"the classifier ranks a person's cheerful continuation above a gloomy one in {right:.2f} of the pairs")
-    print("| | positive, by the classifier | perplexity of people's continuations | distinct-2 |\n|---|---|---|---|")
+    print("| | positive, by the classifier | perplexity of people's continuations | distinct-2 | words |")
+    print("|---|---|---|---|---|")
     for when, policy in (("before", "smollm2-135m"), ("after", str(run))):
         texts = written(policy)
         together = Episode({"id": "all"}, source="", text=" ".join(texts))
@@ -78,6 +80,7 @@ def main() -> None:
             f"{mean:.2f} [{low:.2f}, {high:.2f}]",
             f"{perplexity(policy):.1f}",
             f"{Distinct(2)([together])[0]:.3f}",
+            f"{len(words(together.text)) / len(texts):.0f}",
         )
         print(f"| {when} | {' | '.join(cells)} |", flush=True)
 
