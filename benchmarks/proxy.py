@@ -80,10 +80,11 @@ def draw(path: Path, runs: dict[str, Path], reports: dict[str, Any]) -> None:
             axis.set_ylabel("training feedback" if measure == "reward" else "second judge", color=color)
             axis.spines["top"].set_visible(False)
         judge.set_ylim(0, 0.4)  # the same in all panels: one judge judges all
+        title = f"{name}: never flagged"
         if (update := reports[name]["diverged"]) is not None:
-            panel.axvline(update, color="0.3", linestyle="--", label=f"the run flags itself, update {update}")
-            panel.legend(frameon=False, loc="upper left")
-        panel.set(title=name, xlabel="update")
+            panel.axvline(update, color="0.3", linestyle="--")
+            title = f"{name}: flags itself at update {update}"
+        panel.set(title=title, xlabel="update")
     figure.savefig(path, dpi=110)
 
 
