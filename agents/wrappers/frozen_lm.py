@@ -43,7 +43,7 @@ class FrozenLM:
         backbone, self._head = _decoding(causal, model)
         self._engine = Engine(backbone, envs.num_envs, envs.context)
         self._ids = np.zeros((envs.num_envs, envs.context), np.int32)  # what was read last
-        self._lengths = np.zeros(envs.num_envs, np.int64)
+        self._lengths = np.full(envs.num_envs, -1)  # nothing yet, not even rows that are empty before a reset
         self._hidden = torch.zeros(0)
         self._log_probs: torch.Tensor | None = None
 
