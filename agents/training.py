@@ -314,7 +314,6 @@ def _report(
 ) -> dict[str, Any]:
     feedback = config["env_kwargs"]["feedback"]
     verifiable = find_task(config["env"]).verifiable
-    readers = [] if verifiable else [name for name in feedback if build({name: feedback[name]}).reads_reference]
     facts = {
         "env": config["env"],
         "algo": config["algo"],
@@ -327,7 +326,7 @@ def _report(
         "feedback": feedback,
         "judge": config["judge"],
         "diverged": recorder.diverged,
-        "reads_reference": readers,
+        "reads_reference": [] if verifiable else recorder.samples.feedback.readers,
     }
     weights = {name: options["weight"] for name, options in feedback.items()}
     return make_report(facts, before, after, weights, config["seed"])

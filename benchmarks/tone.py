@@ -97,13 +97,9 @@ def cheerfulness(out: Path) -> Path:
             for _ in range(PAIRS)
         ]
         write_jsonl(out / "pairs.jsonl", pairs)
-        llm_gym("feedback", "train", "--data", str(out / "pairs.jsonl"), "--out", str(folder))
+        how = ["feedback", "train", "--data", str(out / "pairs.jsonl"), "--out", str(folder)]
+        subprocess.run([sys.executable, "-m", "llm_gym.cli", *how], check=True)
     return folder
-
-
-def llm_gym(*command: str) -> None:
-    """Run the program."""
-    subprocess.run([sys.executable, "-m", "llm_gym.cli", *command], check=True)
 
 
 def classifier() -> Any:
@@ -125,9 +121,10 @@ def with_one(features: np.ndarray) -> np.ndarray:
     return np.hstack([features, np.ones((len(features), 1))])
 
 
-def policy_of(name: str, rows: int) -> tuple[Any, Any]:
+def policy_of(name: str) -> tuple[Any, Any]:
     """Return a policy that samples at temperature 1, and environments in which it reads the held-out openings."""
     arguments = environment_arguments(ENV, find_policy("smollm2-135m"), feedback="length", instruction=INSTRUCTION)
+    rows = len(load_examples(None, "test", find_task(ENV)))
     envs = make_envs(ENV, rows, "test", arguments)
     policy: Any = load_policy(find_policy(name), envs)
     policy.temperature = 1.0
@@ -136,14 +133,14 @@ def policy_of(name: str, rows: int) -> tuple[Any, Any]:
 
 def written(name: str) -> list[str]:
     """Return what a policy writes after held-out openings, `SAMPLES` times round."""
-    policy, envs = policy_of(name, 40)
+    policy, envs = policy_of(name)
     return [e.text for e in evaluate(policy, envs, envs.example_ids, seed=0, texts=SAMPLES).episodes]
 
 
 @torch.no_grad()
 def perplexity(name: str) -> float:
     """Return the perplexity of people's continuations of held-out openings, in whatever tone they wrote."""
-    policy, envs = policy_of(name, 40)
+    policy, envs = policy_of(name)
     total, tokens = 0.0, 0
     for e in play(ReferenceAgent(envs), envs, envs.example_ids) or []:
         packed = pack([Segment(e.prompt_ids, e.response_ids, e.agent_mask)]).to(policy.device)

@@ -19,7 +19,11 @@ from llm_gym.tasks.summary import TextSummary
 
 DEFAULT = TextSummary.feedback
 GUARDS = ("copying",)
-QUALITY = {"likelihood": 2.0, "similarity": 6.0, "distinct": 10.0}  # what agrees best with people, and is copied best
+WHOLE: dict[str, Any] = {
+    "default": DEFAULT,
+    "default without copying": {name: part for name, part in DEFAULT.items() if name not in GUARDS},
+    "quality": {"likelihood": 2.0, "similarity": 6.0, "distinct": 10.0},  # agrees best with people; copies earn most
+}
 RULES: dict[str, Any] = {
     "length": 1.0,
     "bigram_precision": 1.0,
@@ -46,9 +50,7 @@ MODELS: dict[str, Any] = {
     "reference_similarity": 1.0,
     "likelihood": 1.0,
     "grounding": 1.0,
-    "default": DEFAULT,
-    "default without copying": {name: part for name, part in DEFAULT.items() if name not in GUARDS},
-    "quality": QUALITY,
+    **WHOLE,
     "coverage": 1.0,
 }
 
@@ -56,8 +58,7 @@ MODELS: dict[str, Any] = {
 def row(name: str, files: dict[str, Judgements]) -> list[str]:
     """Return the cells of a scorer's row."""
     known = RULES | MODELS
-    whole = name == "quality" or name.startswith("default")
-    spec = known[name] if whole else {name: known[name]}
+    spec = WHOLE.get(name) or {name: known[name]}
     feedback = build(spec)
     cells = []
     for title, data in files.items():

@@ -159,6 +159,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     """Let a policy write texts, and print each with its score, and the mean."""
     task = find_task(arguments.id)
     from agents import evaluate as evaluation
+    from llm_gym.cli.environment import environment_asked
     from llm_gym.data import load_examples
 
     source = evaluation.find_policy(arguments.policy)
@@ -166,15 +167,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         if arguments.greedy or source.agent:
             raise LLMGymError("--temperature is for sampling a model; leave it out with --greedy, reference and random")
         source = replace(source, temperature=arguments.temperature)
-    env_kwargs = evaluation.environment_arguments(
-        arguments.id,
-        source,
-        arguments.data,
-        dict(arguments.columns),
-        arguments.feedback,
-        arguments.partner,
-        arguments.instruction,
-    )
+    env_kwargs = environment_asked(arguments, source)
     trained_on = source.config["env_kwargs"]["data"] if source.config else None
     foreign = arguments.data is not None and env_kwargs["data"] != trained_on
     split = arguments.split or ("all" if foreign else "test")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_gym.cli.environment import environment_asked
 from llm_gym.envs.render import WIDTH, printable
 from llm_gym.errors import LLMGymError
 
@@ -21,15 +22,7 @@ def play_command(arguments: argparse.Namespace) -> None:
 
     find_task(arguments.id)
     source = evaluation.find_policy(arguments.policy or arguments.tokenizer)
-    env_kwargs = evaluation.environment_arguments(
-        arguments.id,
-        source,
-        arguments.data,
-        dict(arguments.columns),
-        arguments.feedback,
-        arguments.partner,
-        arguments.instruction,
-    )
+    env_kwargs = environment_asked(arguments, source)
     watching = arguments.policy is not None
     shown = watching and not arguments.json
     envs = evaluation.make_envs(

@@ -164,9 +164,14 @@ class Composite:
         )
 
     @property
+    def readers(self) -> list[str]:
+        """The names of the parts that compare with what a person wrote."""
+        return [name for name, scorer in self.scorers.items() if getattr(scorer, "reads_reference", False)]
+
+    @property
     def reads_reference(self) -> bool:
         """Whether any part compares with what a person wrote."""
-        return any(getattr(scorer, "reads_reference", False) for scorer in self.scorers.values())
+        return bool(self.readers)
 
 
 def build(spec: str | dict[str, Any]) -> Composite:
