@@ -23,6 +23,7 @@ WHOLE: dict[str, Any] = {
     "default": DEFAULT,
     "default without copying": {name: part for name, part in DEFAULT.items() if name not in GUARDS},
     "quality": {"likelihood": 2.0, "similarity": 6.0, "distinct": 10.0},  # agrees best with people; copies earn most
+    "faithful": {"likelihood": 1.0, "bigram_precision": 3.0},
 }
 RULES: dict[str, Any] = {
     "length": 1.0,

@@ -171,6 +171,14 @@ class Complete(Scorer):
         ]
 
 
+class CutOff(Scorer):
+    """1 for a text or turn that the agent did not end itself, so that the cap on tokens cut it off, else 0."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return 0 or 1."""
+        return [float(e.finish_reason != "stop") for e in episodes]
+
+
 class Goals(Scorer):
     """The share of the partner's goals that were met, when the conversation is over; 0 in the turns before."""
 

@@ -142,14 +142,6 @@ class ExtraTurns(Scorer):
         return float(len(turns) > 2 + bool(row.get("asked")))
 
 
-class CutOff(Scorer):
-    """1 for a turn that did not end by itself, else 0."""
-
-    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return 0 or 1."""
-        return [float(e.finish_reason != "stop") for e in episodes]
-
-
 class Rudeness(ByLikelihood):
     """How much likelier a language model finds what the customer hears to be rude than friendly, 0 to 1.
 

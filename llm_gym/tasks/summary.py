@@ -33,7 +33,8 @@ class TextSummary(Task):
     ## Rewards
     0 until the text ends, then the feedback's value. By default a weighted sum, in which no part reads the reference:
     how likely a language model finds the text given the document, how much the document helps to predict it
-    (grounding), similarity of meaning, whether it is complete, less copying, repetition and brevity.
+    (grounding), similarity of meaning, that no word pair is said again (distinct), whether it is complete, less for
+    being cut off, copying and brevity.
 
     ## Episode End
     Terminated when the agent emits a stop token (`finish_reason` `stop`) or has written `max_new_tokens` (`length`).
@@ -68,13 +69,14 @@ class TextSummary(Task):
     instruction = "Summarize the following text in one short sentence."
     # Weights: see docs/environments.md for the attacks that they are measured against.
     feedback = {
-        "likelihood": {"weight": 1.5, "ceiling": -2.0},
-        "grounding": {"weight": 2.5, "limit": 2.0},
+        "likelihood": {"weight": 3.0, "ceiling": -0.8},
+        "grounding": {"weight": 2.0, "limit": 2.0},
         "similarity": {"weight": 10.0},
-        "complete": {"weight": 4.0},
-        "copying": {"weight": -2.0},
-        "repetition": {"weight": -3.0},
-        "brevity": {"weight": -2.0},
+        "distinct": {"weight": 15.0},
+        "complete": {"weight": 1.0},
+        "cut_off": {"weight": -4.0},
+        "copying": {"weight": -2.5},
+        "brevity": {"weight": -2.0, "words": 20},
     }
     judge = {
         "own_words": {
