@@ -18,10 +18,10 @@ from llm_gym.feedback.validation import validate
 from llm_gym.tasks.summary import TextSummary
 
 DEFAULT = TextSummary.feedback
-GUARDS = ("copying",)
+GUARDS = ("copying", "copied_share")
 WHOLE: dict[str, Any] = {
     "default": DEFAULT,
-    "default without copying": {name: part for name, part in DEFAULT.items() if name not in GUARDS},
+    "default without guard": {name: part for name, part in DEFAULT.items() if name not in GUARDS},
     "quality": {"likelihood": 2.0, "similarity": 6.0, "distinct": 10.0},  # agrees best with people; copies earn most
     "faithful": {"likelihood": 1.0, "bigram_precision": 3.0},
 }

@@ -20,7 +20,9 @@ from llm_gym.feedback.reference import ChrF, KeyFacts, ReferenceSimilarity
 from llm_gym.feedback.rules import (
     Brevity,
     Complete,
+    CopiedShare,
     Copying,
+    CutOff,
     Length,
     Repetition,
     copied_share,
@@ -307,11 +309,19 @@ def test_copying_is_placed_on_the_words_that_make_a_run_or_go_on_with_it():
     assert [value for _, value in placed] == pytest.approx([2, 5**0.5 - 2])
 
 
-@given(text, text)
-def test_what_copying_places_sums_to_its_value(written, source):
-    placed = Copying(run=2).placed(episode(written, source))
-    assert sum(value for _, value in placed) == pytest.approx(score(Copying(run=2), written, source))
+@given(st.sampled_from([Copying(run=2), CopiedShare(run=2)]), text, text)
+def test_what_copying_places_sums_to_its_value(copying, written, source):
+    placed = copying.placed(episode(written, source))
+    assert sum(value for _, value in placed) == pytest.approx(score(copying, written, source))
     assert all(0 < end <= len(written) and value > 0 for end, value in placed)
+
+
+def test_the_copied_share_tells_a_copy_from_a_text_that_shares_as_many_words_with_its_source():
+    source = "the red fox ran over the hill at dawn"
+    copy, own = "the red fox ran", "Long before anybody woke up, the red fox ran"
+    assert score(Copying(), copy, source) == score(Copying(), own, source) == 2.0
+    assert score(CopiedShare(), copy, source) == 1.0 and score(CopiedShare(), own, source) == pytest.approx(4 / 9)
+    assert score(CopiedShare(run=5), copy, source) == score(CopiedShare(), "", source) == 0.0
 
 
 def test_a_composite_places_with_its_weights_and_leaves_the_rest_to_the_whole():
@@ -369,6 +379,7 @@ def test_brevity_worked_by_hand():
 )
 def test_a_text_is_complete_if_the_agent_ended_it_with_a_sentence(written, reason, value):
     assert score(Complete(), written, finish_reason=reason) == value
+    assert score(CutOff(), written, finish_reason=reason) == (reason == "length")
 
 
 @given(text)

@@ -22,6 +22,7 @@ SCORERS: dict[str, str] = {
     "grounding": "llm_gym.feedback.likelihood:Grounding",
     "coverage": "llm_gym.feedback.likelihood:Coverage",
     "copying": "llm_gym.feedback.rules:Copying",
+    "copied_share": "llm_gym.feedback.rules:CopiedShare",
     "repetition": "llm_gym.feedback.rules:Repetition",
     "brevity": "llm_gym.feedback.rules:Brevity",
     "length_ratio": "llm_gym.feedback.rules:LengthRatio",

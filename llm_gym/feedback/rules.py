@@ -120,9 +120,34 @@ class Copying(Scorer):
 
     def placed(self, episode: Episode) -> list[tuple[int, float]]:
         """Return the words that made or went on a copied run, each with what it added to the root."""
-        roots = np.sqrt([0, *copied_counts(episode.text, episode.source, self.run)])
-        ends = [match.end() for match in re.finditer(WORD, episode.text)]
-        return [(end, float(more)) for end, more in zip(ends, np.diff(roots), strict=True) if more]
+        counts = copied_counts(episode.text, episode.source, self.run)
+        return _risen(episode.text, [count**0.5 for count in counts])
+
+
+class CopiedShare(Scorer):
+    """Share of the words that lie in runs of at least `run` words copied from the source, 0 to 1.
+
+    Beside `Copying`, of whose count a long text that shares names and phrases with its source may have as much as a
+    short one that is nothing but copied.
+    """
+
+    def __init__(self, run: int = 4) -> None:
+        self.run = positive("run", run)
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the shares; 0 for a text without words."""
+        return [copied_share(e.text, e.source, self.run) for e in episodes]
+
+    def placed(self, episode: Episode) -> list[tuple[int, float]]:
+        """Return the words that made or went on a copied run, each with what it added to the share."""
+        counts = copied_counts(episode.text, episode.source, self.run)
+        return _risen(episode.text, [count / len(counts) for count in counts])
+
+
+def _risen(text: str, values: Sequence[float]) -> list[tuple[int, float]]:
+    """Return where words end at which `values`, one a word, rise, and by how much."""
+    ends = [match.end() for match in re.finditer(WORD, text)]
+    return [(end, float(more)) for end, more in zip(ends, np.diff([0.0, *values]), strict=True) if more]
 
 
 class Repetition(Scorer):

@@ -34,7 +34,7 @@ class TextSummary(Task):
     0 until the text ends, then the feedback's value. By default a weighted sum, in which no part reads the reference:
     how likely a language model finds the text given the document, how much the document helps to predict it
     (grounding), similarity of meaning, that no word pair is said again (distinct), whether it is complete, less for
-    being cut off, copying and brevity.
+    being cut off, copying (by count and by share) and brevity.
 
     ## Episode End
     Terminated when the agent emits a stop token (`finish_reason` `stop`) or has written `max_new_tokens` (`length`).
@@ -75,7 +75,8 @@ class TextSummary(Task):
         "distinct": {"weight": 15.0},
         "complete": {"weight": 1.0},
         "cut_off": {"weight": -4.0},
-        "copying": {"weight": -2.5},
+        "copying": {"weight": -1.5},
+        "copied_share": {"weight": -6.0},
         "brevity": {"weight": -2.0, "words": 20},
     }
     judge = {
