@@ -75,8 +75,8 @@ class TextSummary(Task):
         "distinct": {"weight": 15.0},
         "complete": {"weight": 1.0},
         "cut_off": {"weight": -4.0},
-        "copying": {"weight": -1.5},
-        "copied_share": {"weight": -6.0},
+        "copying": {"weight": -2.0},
+        "copied_share": {"weight": -4.0},
         "brevity": {"weight": -2.0, "words": 20},
     }
     judge = {
