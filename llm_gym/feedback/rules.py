@@ -104,50 +104,51 @@ def repeated_share(text: str, size: int = 3) -> float:
     return sum(count - 1 for count in Counter(grams).values()) / len(grams) if grams else 0.0
 
 
-class Copying(Scorer):
+class _Copied(Scorer):
+    """What the words in runs of at least `run` words copied from the source are worth, placed on these words."""
+
+    def __init__(self, run: int = 4) -> None:
+        self.run = positive("run", run)
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return what all copied words of each text are worth together."""
+        return [self._rising(e)[-1] for e in episodes]
+
+    def placed(self, episode: Episode) -> list[tuple[int, float]]:
+        """Return the words that made or went on a copied run, each with what it added to the value."""
+        ends = [match.end() for match in re.finditer(WORD, episode.text)]
+        added = np.diff(self._rising(episode))
+        return [(end, float(more)) for end, more in zip(ends, added, strict=True) if more]
+
+    def _rising(self, episode: Episode) -> list[float]:
+        """Return the value before the first word and after each."""
+        counts = copied_counts(episode.text, episode.source, self.run)
+        return [self._worth(count, len(counts)) for count in (0, *counts)]
+
+    def _worth(self, count: int, of: int) -> float:
+        raise NotImplementedError
+
+
+class Copying(_Copied):
     """Square root of the number of words in runs of at least `run` words copied from the source.
 
     A count, which no further sentence dilutes as it would a share; its root, so that the first copied run costs most,
     which keeps a policy from beginning, while a good summary that shares a phrase or two with its source is not lost.
     """
 
-    def __init__(self, run: int = 4) -> None:
-        self.run = positive("run", run)
-
-    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return the roots."""
-        return [copied_words(e.text, e.source, self.run) ** 0.5 for e in episodes]
-
-    def placed(self, episode: Episode) -> list[tuple[int, float]]:
-        """Return the words that made or went on a copied run, each with what it added to the root."""
-        counts = copied_counts(episode.text, episode.source, self.run)
-        return _risen(episode.text, [count**0.5 for count in counts])
+    def _worth(self, count: int, of: int) -> float:
+        return count**0.5
 
 
-class CopiedShare(Scorer):
+class CopiedShare(_Copied):
     """Share of the words that lie in runs of at least `run` words copied from the source, 0 to 1.
 
     Beside `Copying`, of whose count a long text that shares names and phrases with its source may have as much as a
     short one that is nothing but copied.
     """
 
-    def __init__(self, run: int = 4) -> None:
-        self.run = positive("run", run)
-
-    def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return the shares; 0 for a text without words."""
-        return [copied_share(e.text, e.source, self.run) for e in episodes]
-
-    def placed(self, episode: Episode) -> list[tuple[int, float]]:
-        """Return the words that made or went on a copied run, each with what it added to the share."""
-        counts = copied_counts(episode.text, episode.source, self.run)
-        return _risen(episode.text, [count / len(counts) for count in counts])
-
-
-def _risen(text: str, values: Sequence[float]) -> list[tuple[int, float]]:
-    """Return where words end at which `values`, one a word, rise, and by how much."""
-    ends = [match.end() for match in re.finditer(WORD, text)]
-    return [(end, float(more)) for end, more in zip(ends, np.diff([0.0, *values]), strict=True) if more]
+    def _worth(self, count: int, of: int) -> float:
+        return count / max(1, of)
 
 
 class Repetition(Scorer):
