@@ -70,13 +70,13 @@ class TextSummary(Task):
     # Weights: see docs/environments.md for the attacks that they are measured against.
     feedback = {
         "likelihood": {"weight": 3.0, "ceiling": -0.8},
-        "grounding": {"weight": 2.0, "limit": 2.0},
+        "grounding": {"weight": 3.0, "limit": 2.0},
         "similarity": {"weight": 10.0},
         "distinct": {"weight": 15.0},
         "complete": {"weight": 1.0},
         "cut_off": {"weight": -4.0},
         "copying": {"weight": -2.0},
-        "copied_share": {"weight": -4.0},
+        "copied_share": {"weight": -5.0},
         "brevity": {"weight": -2.0, "words": 20},
     }
     judge = {
