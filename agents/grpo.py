@@ -59,7 +59,7 @@ class GRPO(PolicyGradient):
         clip_range: float = 0.2,
         clip_range_high: float | None = None,
         scale_rewards: bool = True,
-        token_coef: float = 10.0,
+        token_coef: float = 20.0,
         loss_reduction: str = "token",
         ratio_level: str = "token",
         mask_truncated: bool = False,
