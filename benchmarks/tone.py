@@ -1,12 +1,13 @@
 """Does a policy learn a tone, and what does it forget for it? RL4LMs' experiment on our openings.
 
-    python benchmarks/tone.py --out runs/tone --steps 9 --kl-coef 0.2
+    python benchmarks/tone.py --out runs/tone
 
 Every opening of TextGeneration-v0 is to be gone on with; that it be cheerfully is not in the prompt but in the reward:
 a preference model, trained first on which of people's continuations are cheerful and which are gloomy, and how likely
-the text is. Measured on held-out openings, before and after: how positive the texts are by a classifier that training
-never sees, a logistic regression on MiniLM's embeddings of the labelled news of SentimentMonitoring-v0; the perplexity
-of what people wrote after these openings; distinct-2 of texts.
+the text is. As there, the policy first imitates what people wrote, in whatever tone, then learns from the reward.
+Measured on held-out openings: how positive the texts are by a classifier that training never sees, a logistic
+regression on MiniLM's embeddings of the labelled news of SentimentMonitoring-v0; the perplexity of what people wrote
+after these openings; distinct-2 of texts.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ ENV = "TextGeneration-v0"
 INSTRUCTION = "Continue this text with one or two short sentences. They must be about {topic}."
 GLAD, SAD = ("cheerful", "tender", "humorous"), ("gloomy", "angry", "suspenseful")
 PAIRS = 3  # for each opening of the training split
+NEAR = 5  # of the gloomy texts, those whose length is nearest to the cheerful one's, so that length tells nothing
+IMITATION = 18  # updates of 16 texts, three times through the training split
 SAMPLES = 8  # texts that are measured for each opening
 RIDGE = 0.1  # of the logistic regression, in units of one example
 
@@ -48,20 +51,29 @@ def main() -> None:
     """Train, unless it has been done, and print what changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--kl-coef", type=float, default=0.2, help="the price of leaving the untrained model")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--kl-coef", type=float, default=0.05, help="the price of leaving the imitation")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    run = args.out / f"run-{args.seed}"
+    imitation, run = args.out / f"imitation-{args.seed}", args.out / f"run-{args.seed}"
     feedback = {
         "preference": {"path": str(cheerfulness(args.out)), "weight": 1.0},
         "likelihood": {"weight": 1.0, "ceiling": -2.5, "prompt": "{source}"},
         "repetition": {"weight": -3.0},
     }
-    asked = ["--instruction", INSTRUCTION, "--feedback", json.dumps(feedback)]
-    how = ["--steps", str(args.steps), "--seed", str(args.seed)]
-    train(run, [ENV, *asked, *how, "--hyperparams", f"kl_coef:{args.kl_coef}", "n_envs:32"])
+    asked = [ENV, "--instruction", INSTRUCTION, "--feedback", json.dumps(feedback), "--seed", str(args.seed)]
+    train(imitation, [*asked, "--algo", "sft", "--steps", str(IMITATION)])
+    how = [
+        "--policy",
+        str(imitation),
+        "--steps",
+        str(args.steps),
+        "--hyperparams",
+        f"kl_coef:{args.kl_coef}",
+        "n_envs:32",
+    ]
+    train(run, [*asked, *how])
     positive = classifier()
     continuations = load_examples(None, "all", find_task(ENV))
     glad, sad = (
@@ -71,7 +83,7 @@ def main() -> None:
     print(f"the classifier ranks a person's cheerful continuation above a gloomy one in {right:.2f} of the pairs")
     print("| | positive, by the classifier | perplexity of people's continuations | distinct-2 | words |")
     print("|---|---|---|---|---|")
-    for when, policy in (("before", "smollm2-135m"), ("after", str(run))):
+    for when, policy in (("untrained", "smollm2-135m"), ("imitation", str(imitation)), ("trained", str(run))):
         texts = written(policy)
         together = Episode({"id": "all"}, source="", text=" ".join(texts))
         by_opening = positive(texts).reshape(SAMPLES, -1).mean(0)
@@ -91,11 +103,11 @@ def cheerfulness(out: Path) -> Path:
     if not folder.exists():
         rows, random = load_examples(None, "train", find_task(ENV)), Random(0)
         glad, sad = ([row["continuation"] for row in rows if row["tone"] in tones] for tones in (GLAD, SAD))
-        pairs = [
-            {"source": row["prompt"], "chosen": random.choice(glad), "rejected": random.choice(sad)}
-            for row in rows
-            for _ in range(PAIRS)
-        ]
+        pairs = []
+        for row in rows:
+            for chosen in random.sample(glad, PAIRS):
+                alike = sorted(sad, key=lambda text, chosen=chosen: abs(len(text) - len(chosen)))[:NEAR]
+                pairs.append({"source": row["prompt"], "chosen": chosen, "rejected": random.choice(alike)})
         write_jsonl(out / "pairs.jsonl", pairs)
         how = ["feedback", "train", "--data", str(out / "pairs.jsonl"), "--out", str(folder)]
         subprocess.run([sys.executable, "-m", "llm_gym.cli", *how], check=True)
