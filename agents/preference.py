@@ -97,7 +97,7 @@ class RewardModel(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.lm = with_adapters(causal, model, RANK).eval()
-        self.head = nn.Linear(causal.config.hidden_size, 1).to(causal.device)
+            self.head = nn.Linear(causal.config.hidden_size, 1).to(causal.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_gym.errors import LLMGymError
-from llm_gym.models.endpoint import Endpoint
+from llm_gym.models.endpoint import Endpoint, with_model
 
 KEY = "LLM_GYM_AGENT_KEY"
 
@@ -70,11 +69,7 @@ class EndpointAgent(Speaker):
 
     def __init__(self, envs: Any, address: str, seed: int = 0) -> None:
         super().__init__(envs)
-        place, mark, model = address.partition("#")
-        if not mark or not model:
-            raise LLMGymError(
-                f"agent {address!r} names no model; write it behind the address, as in '{place}#my-model'"
-            )
+        place, model = with_model("agent", address)
         self.server, self.seed = Endpoint(place, model, KEY if os.environ.get(KEY) else None), seed
 
     def say(self, rows: np.ndarray) -> Sequence[str]:

@@ -15,6 +15,7 @@ import json
 import numpy as np
 
 from llm_gym.data import load_examples
+from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.tasks import load_task
 
@@ -105,6 +106,8 @@ def main() -> None:
     for spec in args.feedback:
         feedback = build(spec)
         scores = [[s.value for s in feedback([task.episode(r, t) for t in (r["summary"], *texts)])] for r in rows]
+        if np.isnan(scores).any():
+            raise LLMGymError(f"{spec} abstained from {np.isnan(scores).sum()} texts, so that no mean is known")
         name, row = "+".join(feedback.spec), summary(np.array(scores), list(attacks))
         table[name] = row
         if not args.json:

@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 from llm_gym.data import load_examples
+from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.feedback.reference import FUNCTION_WORDS
 from llm_gym.feedback.rules import words
@@ -76,6 +77,8 @@ def main() -> None:
     for i, row in enumerate(rows):
         texts = {"reference": row["summary"], **tricks(rows, i, task.instruction)}
         scores = feedback([task.episode(row, text) for text in texts.values()])
+        if silent := [name for name, score in zip(texts, scores, strict=True) if score.abstained]:
+            raise LLMGymError(f"the feedback abstained from {', '.join(silent)} of row {row['id']!r}")
         values = dict(zip(texts, (score.value for score in scores), strict=True))
         for name in list(texts)[1:]:
             wins.setdefault(name, []).append(values["reference"] > values[name])

@@ -40,6 +40,8 @@ from agents.evaluate import (
 )
 from agents.rollout import play
 from llm_gym.data import load_examples
+from llm_gym.data.files import write_aside
+from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.registration import find_task
 from llm_gym.statistics import Estimate
@@ -133,7 +135,7 @@ def divergence(env: str, folder: Path, after: Evaluation) -> float:
         envs = make_envs(env, 1, "test", environment_arguments(env, source))
         policy: Any = load_policy(source, envs)
         with policy.reference():
-            kept.write_text(json.dumps(divergences(after.episodes, policy)))
+            write_aside(kept, json.dumps(divergences(after.episodes, policy)))
     return float(np.mean(json.loads(kept.read_text())))
 
 
@@ -145,9 +147,11 @@ def frontier(env: str, out: Path, only_table: bool) -> list[list[str]]:
         if only_table:
             return [["untrained, best of n", "not run", *[""] * (len(HEADER) - 2)]]
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(write_untrained(env, most).to_jsonl(), encoding="utf-8")
+        write_aside(kept, write_untrained(env, most).to_jsonl())
     drawn = Evaluation.from_jsonl(kept.read_text(encoding="utf-8"), most)
-    documents = len(drawn.episodes) // most
+    documents, odd = divmod(len(drawn.episodes), most)
+    if odd:
+        raise LLMGymError(f"{kept} holds {len(drawn.episodes)} texts, not {most} for each document; delete it")
     against = part(drawn, documents, range(TEXTS))
     rows = [["untrained", "", "", "", "", "0.0", *measured(against)]]
     for n in FRONTIER:

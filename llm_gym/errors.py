@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -18,6 +19,18 @@ class RenderModeError(LLMGymError, TypeError):
 
     A `TypeError` too: SB3's `make_vec_env` asks for `rgb_array` first, and only a `TypeError` makes it ask again.
     """
+
+
+def number(name: str, value: Any, above: float = -math.inf) -> float:
+    """Return `value` if it is a finite number, and more than `above`.
+
+    Raises:
+        LLMGymError: It is not; the message calls it `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= above:
+        wanted = {-math.inf: "a finite number", 0.0: "a positive number"}.get(above, f"a finite number above {above:g}")
+        raise LLMGymError(f"{name}={value!r} must be {wanted}")
+    return float(value)
 
 
 def positive(name: str, value: Any) -> int:

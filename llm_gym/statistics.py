@@ -28,13 +28,13 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, float `(n,)`; equal values share the mean of theirs.
+    """Return ranks from 1, float `(n,)`; equal values share the mean of theirs, and NaN has none.
 
     >>> ranks(np.array([3.0, 1.0, 3.0])).tolist()
     [2.5, 1.0, 2.5]
     """
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return np.where(np.isnan(values), np.nan, (np.cumsum(counts) - (counts - 1) / 2)[place])
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
@@ -199,7 +199,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 def _correlation(sums: np.ndarray) -> np.ndarray:
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     spread_x, spread_y = n * xx - x * x, n * yy - y * y
-    spread_x, spread_y = (np.where(s > 1e-9 * n * n, s, 0.0) for s in (spread_x, spread_y))
+    spread_x, spread_y = (np.where(s <= 1e-9 * n * n, 0.0, s) for s in (spread_x, spread_y))
     found = (n * xy - x * y) / np.sqrt(spread_x * spread_y)
     return np.where((spread_x == 0) & (spread_y > 0), 0.0, found)
 

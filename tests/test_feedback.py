@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import SCORERS, Composite, Score, Scorer, build
-from llm_gym.feedback.likelihood import FLOOR, PROMPT, Coverage, Grounding, LanguageModel, Likelihood
+from llm_gym.feedback.likelihood import FLOOR, PROMPT, Coverage, Grounding, LanguageModel, Likelihood, language_model
 from llm_gym.feedback.reference import ChrF, KeyFacts, ReferenceSimilarity
 from llm_gym.feedback.rules import (
     Brevity,
@@ -149,6 +151,11 @@ def test_a_spec_given_is_not_changed():
         ({"likelihood": {"prompt": "Sum up:"}}, "must contain '{source}'"),
         ({"grounding": {"prompt": "{source}"}}, "prompt='{source}' must say something besides '{source}'"),
         ({"coverage": {"prompt": "Text:"}}, "must contain '{text}'"),
+        ({"grounding": {"limit": 0}}, "limit=0 must be a positive number"),
+        ({"likelihood": {"ceiling": "low"}}, "ceiling='low' must be a finite number"),
+        ({"reading_level": {"grade": math.inf}}, "grade=inf must be a finite number"),
+        ('{"length": 1.0, "brevity": 2.0, "length": 3.0}', "feedback names 'length' twice; number the others"),
+        ({"rudeness": {"labels": ["a", "b", "c"]}}, "scorer 'rudeness' does not take these options"),
         ("no_such_module:Scorer", "scorer 'no_such_module:Scorer' cannot be loaded"),
         ("llm_gym.feedback.rules:Nothing", "cannot be loaded"),
         (":Scorer", "scorer ':Scorer' cannot be loaded"),
@@ -542,6 +549,22 @@ def test_the_bare_likelihood_of_nothing_is_an_error(tiny_model):
 def test_ceiling_and_limit_clip(tiny_model):
     assert Likelihood(tiny_model, ceiling=-7.5)([MIXED[0]])[0] <= -7.5
     assert abs(Grounding(tiny_model, limit=1e-6)([MIXED[0]])[0]) <= 1e-6
+
+
+def test_a_model_saved_anew_under_its_name_is_asked_anew(tiny_model, tmp_path):
+    from llm_gym.models.load import load_causal_lm
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    pair = (PROMPT, "Rain fell on the hills.")
+    (before,) = language_model(str(folder))([pair])
+    assert language_model(str(folder)) is language_model(str(folder))
+    other = load_causal_lm(tiny_model)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(3.0)
+    other.save_pretrained(folder)
+    (after,) = language_model(str(folder))([pair])
+    assert before != pytest.approx(after, abs=1e-3)
+    assert after == pytest.approx(naive(str(folder), *pair), abs=1e-4)
 
 
 def test_special_tokens_written_in_a_text_or_source_are_read_as_plain_characters(tiny_model):

@@ -318,6 +318,26 @@ def test_a_real_judge_rates_references_above_the_same_letters_backwards():
     assert np.mean(values[::2]) > np.mean(values[1::2])
 
 
+def test_nobody_is_asked_about_an_empty_text(tiny_model: str) -> None:
+    scorer = Pairwise(model=tiny_model)
+    said, blank = episode("It rained all night."), episode(" ")
+    assert scorer.compare([said, blank, blank], [blank, said, blank]) == [0.5, -0.5, 0.0]
+
+
+def test_what_the_partner_said_is_shown_to_who_compares(tiny_model: str) -> None:
+    def turn(said: str) -> Episode:
+        turns = [{"role": "partner", "text": said}, {"role": "agent", "text": "Yes, I will."}]
+        return Episode({"id": "a"}, source=RAIN, text="Yes, I will.", turns=turns)
+
+    scorer = Pairwise(model=tiny_model)
+    asked = [turn("Will you come?"), turn("Will you pay?")]
+    assert asked[0].said == "Will you come?"
+    come, pay = scorer(asked)
+    assert come != pay
+    shown = scorer.compare(asked, [episode("No."), episode("No.")])
+    assert shown[0] != shown[1]
+
+
 def test_a_comparison_in_one_order_is_what_validation_swaps(tiny_model: str) -> None:
     scorer = Pairwise(model=tiny_model)
     pairs = [(episode("It rained all night."), episode("Rain.")), (episode("No."), episode("The road was closed."))]

@@ -22,7 +22,7 @@ from judge_server import Handler, Server, chat_ids, completion, log_probs, model
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build, judge
-from llm_gym.feedback.judge import INTRO, Comparer, Rating, YesNo
+from llm_gym.feedback.judge import INTRO, Comparer, Pairwise, Rating, YesNo
 from llm_gym.feedback.question import Question, quote
 from llm_gym.feedback.remote import RemoteJudge
 from llm_gym.feedback.store import Store
@@ -43,7 +43,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_GYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
-    judge.judge.cache_clear()
+    judge._remote_judge.cache_clear()
 
 
 def ask(server: Server, count: int = 1, **options: Any) -> list[tuple[float, ...] | None]:
@@ -278,6 +278,8 @@ def test_what_is_no_judgement_raises_or_abstains_is_counted_and_is_never_a_numbe
         scorer = YesNo(**options)
         assert scorer([episode("Rain."), episode("")]) == [None, 0.0]
         assert Comparer(**options)([(RAIN, "a", "b")]) == [None]
+        shown = Pairwise(**options).compare([episode("Rain.")] * 2, [episode("Snow."), episode("")])
+        assert math.isnan(shown[0]) and shown[1] == 0.5
         (score,) = build({"yes_no": {"weight": 1.0, **options}, "length": 1.0})([episode("Rain.")])
         assert math.isnan(score.value) and score.abstained == ("yes_no",)
     assert Store(Path(remote_cache())).get([judge._digest(ASKED)]) == {}
@@ -325,6 +327,35 @@ def test_a_partner_is_asked_again_and_its_key_stays_secret(monkeypatch: pytest.M
         talk(f"{server.url}#m3")
     with pytest.raises(LLMGymError, match="names no model; write it behind the address, as in"):
         talk("http://127.0.0.1:1/v1")
+    refusal = sends({"choices": [{"message": {"content": None, "refusal": "No."}}]})
+    with scripted(refusal) as server, pytest.raises(EndpointError, match="the model at .* said nothing"):
+        talk(f"{server.url}#m4")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://me:{KEY}@127.0.0.1:1/v1",
+        f"http://{KEY}@127.0.0.1:1/v1",
+        f"http://127.0.0.1:1/v1?key={KEY}",
+        f"http://127.0.0.1:99999/v1?key={KEY}",
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_repeated(address: str) -> None:
+    for use in (lambda: talk(address), lambda: talk(f"{address}#m"), lambda: YesNo(endpoint=address, model="m")):
+        with pytest.raises(LLMGymError, match="must be a bare address") as caught:
+            use()
+        assert KEY not in str(caught.value)
+
+
+def test_as_many_requests_are_under_way_as_are_allowed() -> None:
+    def slow(handler: Handler, _: dict[str, Any]) -> None:
+        time.sleep(0.5)
+        handler.send(completion("Yes"))
+
+    with scripted(slow) as server:
+        ask(server, 130, concurrency=130, timeout=30.0, deadline=60.0)
+        assert server.most > 100  # what the HTTP library allows where nobody says otherwise
 
 
 def remote_cache() -> str:

@@ -22,6 +22,7 @@ from agents import checkpoint
 from agents.training import TrainArguments, resume, train
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import memory
+from llm_gym.models.version import version
 from test_training import ENV, documents, lines, untimed
 
 
@@ -189,6 +190,7 @@ def test_memories_come_back_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     first = memory.Memory("test/first")
     first["a", "b"] = 0.1 + 0.2
     first["vector"] = np.array([0.1, -3e-9], np.float32)
+    first["long vector"] = np.array([1 / 3, -3e-9])
     first["shares"] = (0.25, 1 / 3)
     first["text"] = "Good."
     state = json.loads(json.dumps(memory.remembered()))
@@ -200,6 +202,7 @@ def test_memories_come_back_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     for known in (first, later):
         assert known["a", "b"] == 0.1 + 0.2 and "other" not in known
         assert known["vector"].tolist() == np.array([0.1, -3e-9], np.float32).tolist()
+        assert known["long vector"].tolist() == [1 / 3, -3e-9]
         assert known["shares"] == (0.25, 1 / 3) and known["text"] == "Good."
     memory.restore({})
 
@@ -211,7 +214,7 @@ def test_what_the_scorers_of_a_run_know_is_kept(
     feedback = json.dumps({"likelihood": {"weight": 1.0, "model": tiny_model}, "brevity": -1.0})
     train(asked(tmp_path / "whole", tiny_model, data, steps=2, feedback=feedback))
     stored = json.loads(next((tmp_path / "whole" / checkpoint.FOLDER).glob("*2/memory.json")).read_text())
-    assert len(stored[f"likelihood/{tiny_model}"]) > 30
+    assert len(stored[f"likelihood/{version(tiny_model)}"]) > 30
     memory.restore({})
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 1, written=True)
@@ -220,7 +223,7 @@ def test_what_the_scorers_of_a_run_know_is_kept(
     resume(tmp_path / "cut")
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
     again = json.loads(next((tmp_path / "cut" / checkpoint.FOLDER).glob("*2/memory.json")).read_text())
-    assert again[f"likelihood/{tiny_model}"] == stored[f"likelihood/{tiny_model}"]
+    assert again[f"likelihood/{version(tiny_model)}"] == stored[f"likelihood/{version(tiny_model)}"]
 
 
 def test_early_stop_ends_a_run_whose_judge_falls(

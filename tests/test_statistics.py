@@ -36,6 +36,13 @@ def test_a_rank_is_one_more_than_the_smaller_values_and_half_of_the_other_equal_
     assert ranks(values).tolist() == expected
 
 
+def test_what_is_not_known_has_no_rank_and_no_correlation():
+    values = np.array([2.0, np.nan, 1.0, 3.0])
+    assert ranks(values)[[0, 2, 3]].tolist() == [2.0, 1.0, 3.0] and np.isnan(ranks(values)[1])
+    assert np.isnan(spearman(values, np.arange(4.0)))
+    assert correlation(values, np.arange(4.0), np.arange(4)).estimate().value is None
+
+
 def test_spearman_worked_by_hand():
     # Without ties it is 1 - 6 sum d^2 / (n (n^2 - 1)): here d = 1, 1, 1, 1, 0.
     assert spearman(np.array([10, 20, 30, 40, 50]), np.array([2, 1, 4, 3, 5])) == pytest.approx(1 - 6 * 4 / 120)

@@ -103,6 +103,13 @@ def test_ratings_are_grouped_by_document_and_compared_within_it(ratings):
         )
 
 
+@pytest.mark.parametrize("empty", [{"id": None}, {"id": ""}, {}])
+def test_rows_without_a_name_are_grouped_by_their_source(tmp_path, empty):
+    rows = [{k: v for k, v in row.items() if k != "id"} | empty for row in RATINGS[:4]]
+    rows = [row | {"source": f"{row['source']} {k % 2}"} for k, row in enumerate(rows)]
+    assert read_judgements(written(tmp_path / "r.jsonl", rows)).documents.tolist() == [0, 1, 0, 1]
+
+
 def test_pairs_of_a_prompt_are_a_document_and_ties_are_not_compared(pairs):
     assert pairs.kind == "pairs" and pairs.documents.tolist() == [0, 0, 1, 2] * 2 and pairs.ties == 1
     told = [(pairs.episodes[b].text, pairs.episodes[w].text) for b, w in pairs.better["preferred"]]
@@ -153,6 +160,7 @@ def test_some_documents_are_spaced_evenly_and_come_whole(tmp_path):
         ([RATINGS[0] | {"reference": ["a"]}], {}, "column 'reference' must be a string"),
         ([PAIRS[0], PAIRS[1] | {"preferred": "A"}], {}, "r.jsonl:2: 'preferred' must be a, b or tie, not \"A\""),
         ([{k: v for k, v in PAIRS[0].items() if k != "response_b"} | {"x": 1}], {}, "it has preferred, prompt"),
+        ([RATINGS[0], RATINGS[1] | {"source": "Else."}], {}, "the document 'd0' has another source at"),
     ],
 )
 def test_a_bad_file_is_one_line_that_says_where(tmp_path, rows, columns, message):
@@ -238,6 +246,42 @@ def test_swap_consistency_finds_a_scorer_that_likes_what_comes_first(pairs):
     assert unfair["swap_consistency"]["value"] == 0.0
     assert fair["dimensions"]["preferred"]["accuracy"]["value"] == pytest.approx(2 / 3)
     assert unfair["dimensions"]["preferred"]["accuracy"]["value"] == 0.5  # the two orders cancel out
+
+
+class Reticent(Told):
+    """Abstains from what it does not know."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float | None]:  # type: ignore[override]
+        return [None if e.text == self.values.get("never") else self.values[e.text] for e in episodes]
+
+
+def test_what_a_scorer_abstains_from_is_left_out_and_counted(ratings, tmp_path):
+    silent = validate(build({f"{__name__}:Reticent": {"values": {**Told().values, "never": TEXTS[3]}}}), ratings)
+    rows = [row for row in RATINGS if row["candidate"] != TEXTS[3]]
+    without = validate(build(f"{__name__}:Told"), read_judgements(written(tmp_path / "r.jsonl", rows)))
+    assert (silent.pop("abstained"), without.pop("abstained")) == (4, 0)
+    assert (silent.pop("texts"), without.pop("texts")) == (16, 12)
+    assert silent == without
+    nobody = {f"{__name__}:Reticent": {"values": {**dict.fromkeys(TEXTS, 1.0), "never": "x"}}}
+    assert validate(build(nobody), ratings)["abstained"] == 0
+    for episode in ratings.episodes:
+        episode.text = "x"
+    with pytest.raises(LLMGymError, match="abstained from every text"):
+        validate(build(nobody), ratings)
+
+
+class Shy(Firsts):
+    """Abstains from comparisons with `Go.`."""
+
+    def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
+        told = super().compare(firsts, seconds)
+        return [float("nan") if "Go." in (a.text, b.text) else x for a, b, x in zip(firsts, seconds, told, strict=True)]
+
+
+def test_a_comparison_that_a_scorer_abstains_from_is_none(pairs):
+    report = validate(build(f"{__name__}:Shy"), pairs)
+    assert report["abstained"] == 2 and report["swap_consistency"]["value"] == pytest.approx(2 / 3)
+    assert report["dimensions"]["preferred"]["accuracy"]["value"] == 0.5  # one of the two that are left
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])

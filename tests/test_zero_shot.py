@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -77,6 +80,20 @@ def test_a_row_without_a_label_and_a_single_label_are_errors() -> None:
         Topic()([episode("A text.")])
     with pytest.raises(LLMGymError, match="at least two"):
         build({"tone": {"weight": 1, "labels": ["calm"]}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "cheerful"}, "labels='cheerful' must be a list of texts, as in"),
+        ({"labels": ["a", 3]}, "must be a list of texts"),
+        ({"temperature": 0}, "temperature=0 must be a positive number"),
+        ({"temperature": "hot"}, "temperature='hot' must be a positive number"),
+    ],
+)
+def test_an_option_that_cannot_be_is_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LLMGymError, match=re.escape(message)):
+        build({"topic": options})
 
 
 def test_the_instruction_names_tone_and_topic_and_leaves_other_braces_alone() -> None:

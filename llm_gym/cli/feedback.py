@@ -39,8 +39,10 @@ def _show(report: dict[str, Any]) -> None:
     dimensions = report["dimensions"]
     shown = list(dimensions) if len(dimensions) > 2 else list(dimensions)[:1]
     ties = f", {report['ties']} ties left out" if report["ties"] else ""
+    silent = f", {report['abstained']} abstained from and left out" if report["abstained"] else ""
+    size = f"{report['documents']} documents, {report['texts']} texts{ties}{silent}"
     _print_cells(
-        f"agreement with people, 95 % intervals: {report['documents']} documents, {report['texts']} texts{ties}",
+        f"agreement with people, 95 % intervals: {size}",
         shown,
         [[title, *(cell(dimensions[name].get(key)) for name in shown)] for key, title in MEASURES.items()],
     )

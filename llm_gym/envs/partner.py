@@ -64,7 +64,8 @@ class ReactingPartner(Partner):
             None if line is None or self.task.speaker(turn.turns) != "partner" else self._prompt(turn)
             for turn, line in zip(turns, lines, strict=True)
         ]
-        new = sorted({prompt for prompt in prompts if prompt is not None and prompt not in self._known}, key=len)
+        unknown = {prompt for prompt in prompts if prompt is not None and prompt not in self._known}
+        new = sorted(unknown, key=lambda prompt: (len(prompt), prompt))
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             for prompt, text in zip(batch, self._react(batch), strict=True):
@@ -159,13 +160,9 @@ class RemotePartner(ReactingPartner):
     """
 
     def __init__(self, task: Task, address: str) -> None:
-        from llm_gym.models.endpoint import Endpoint
+        from llm_gym.models.endpoint import Endpoint, with_model
 
-        place, mark, model = address.partition("#")
-        if not mark or not model:
-            raise LLMGymError(
-                f"partner={address!r} names no model; write it behind the address, as in '{place}#my-model'"
-            )
+        place, model = with_model("partner", address)
         self.server = Endpoint(place, model, KEY if os.environ.get(KEY) else None)
         super().__init__(task, address, SPECIAL)
 

@@ -69,7 +69,10 @@ class PairwiseScorer(Scorer):
 
     @abstractmethod
     def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
-        """Return how much better each first text is than its second, shown in that order; below 0 if it is worse."""
+        """Return how much better each first text is than its second, shown in that order; below 0 if it is worse.
+
+        NaN for a pair that the scorer abstains from.
+        """
 
 
 def as_scores(values: Sequence[float | None]) -> list[Score | None]:

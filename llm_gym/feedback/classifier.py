@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.rules import sentences
+from llm_gym.models.version import one_a_model, version
 
 BATCH = 32
 OVERLAP = 64  # tokens that two stretches of a long text share
@@ -28,7 +28,7 @@ class SequenceClassifier:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self._known = Memory(f"classes/{model}")
+        self._known = Memory(f"classes/{version(model)}")
 
     @property
     def labels(self) -> list[str]:
@@ -121,7 +121,7 @@ class SequenceClassifier:
         return dict(rows), np.array(owners)
 
 
-@functools.cache
+@one_a_model
 def sequence_classifier(model: str) -> SequenceClassifier:
     """Return the process-wide classifier behind a model's name, so that the parts of a score share its memory."""
     return SequenceClassifier(model)

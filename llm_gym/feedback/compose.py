@@ -207,11 +207,19 @@ def _parse(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return {text: 1.0}
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise LLMGymError(
             f"feedback {text!r} is not JSON ({error}); expected e.g. '{{\"likelihood\": 1.0}}'"
         ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, of which Python would silently keep the last of two equal names."""
+    names = [name for name, _ in pairs]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise LLMGymError(f"feedback names {double!r} twice; number the others, as in '{double}#2'")
+    return dict(pairs)
 
 
 def _scores(scorer: Any, episodes: list[Episode]) -> list[Score | None]:

@@ -11,6 +11,7 @@ from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.likelihood import PROMPT, filled
 from llm_gym.feedback.memory import shared
+from llm_gym.models.version import version
 
 
 class Divergence(Scorer):
@@ -38,7 +39,8 @@ class Divergence(Scorer):
         if adapter is None and model == other:
             raise LLMGymError(f"model and other are both {model!r}, which never differs from itself; name another one")
         self.model, self.other, self.adapter, self.prompt = model, other, adapter, prompt
-        self._known = shared(f"divergence/{model}/{other}/{adapter}/{prompt}")
+        versions = [version(name) for name in (model, other, adapter or "")]
+        self._known = shared(f"divergence/{'/'.join(versions)}/{prompt}")
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token.

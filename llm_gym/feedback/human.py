@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,17 @@ class Judgements:
             return next(iter(self.better.values()))
         return _comparisons(np.mean(list(self.human.values()), 0), self.documents)
 
+    def of(self, kept: np.ndarray) -> Judgements:
+        """Return what is known of some of the texts alone, bool `(texts,)`: comparisons of both texts kept."""
+        places = np.cumsum(kept) - 1
+        return replace(
+            self,
+            episodes=[episode for episode, keep in zip(self.episodes, kept, strict=True) if keep],
+            documents=np.unique(self.documents[kept], return_inverse=True)[1],
+            human={name: ratings[kept] for name, ratings in self.human.items()},
+            better={name: places[pairs[kept[pairs].all(1)]] for name, pairs in self.better.items()},
+        )
+
 
 def read_judgements(
     path: str | Path, columns: Mapping[str, str] | None = None, documents: int | None = None
@@ -91,7 +102,9 @@ def read_judgements(
     for place, (_, row) in zip(where, rows, strict=True):
         _check_strings(place, row, [name for name in KINDS[kind] if name not in JUDGED])
     source = KINDS[kind][0]
-    names = [str(row.get("id", row[source]) if kind == "ratings" else row[source]) for _, row in rows]
+    names = [_name(row, source if kind != "ratings" else "id") or row[source] for _, row in rows]
+    if kind == "ratings":
+        _check_sources(where, rows, names)
     every = list(dict.fromkeys(names))
     kept = evenly_spaced(every, documents or len(every))
     numbers = {name: number for number, name in enumerate(kept)}
@@ -131,6 +144,22 @@ def _check_strings(where: str, row: dict[str, Any], names: list[str]) -> None:
             raise LLMGymError(f"{where}: column {name!r} must be a string, not {json.dumps(row.get(name))[:40]}")
     if not isinstance(row.get("reference", ""), str | None):
         raise LLMGymError(f"{where}: column 'reference' must be a string, not {json.dumps(row['reference'])[:40]}")
+
+
+def _name(row: dict[str, Any], column: str) -> str:
+    """Return what a row is called, empty where it has no name."""
+    return "" if row.get(column) is None else str(row[column])
+
+
+def _check_sources(where: list[str], rows: Numbered, names: list[str]) -> None:
+    first: dict[str, tuple[str, str]] = {}
+    for place, (_, row), name in zip(where, rows, names, strict=True):
+        before, source = first.setdefault(name, (place, row["source"]))
+        if source != row["source"]:
+            raise LLMGymError(
+                f"{place}: the document {name[:40]!r} has another source at {before}; the rows of a document share "
+                "their 'id' and their source"
+            )
 
 
 def _episode(row: dict[str, Any], source: str, text: str, number: int) -> Episode:

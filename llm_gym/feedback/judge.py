@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.base import PairwiseScorer, Scorer
-from llm_gym.feedback.question import INTRO, LocalJudge, Question, quote
+from llm_gym.feedback.pairs import about
+from llm_gym.feedback.question import INTRO, LocalJudge, Question, local_judge, quote
 from llm_gym.feedback.remote import RemoteJudge
 
 QUALITY = "How good is the text? It should be clear, well written, complete, and true to what it was written for."
@@ -30,7 +32,6 @@ PRINCIPLES = (
 )
 
 
-@functools.cache
 def judge(model: str = "smollm2-135m", endpoint: str | None = None, **remote: Any) -> LocalJudge | RemoteJudge:
     """Return the process-wide judge behind a name, so that the parts of a score share memory, limit and usage.
 
@@ -43,10 +44,15 @@ def judge(model: str = "smollm2-135m", endpoint: str | None = None, **remote: An
         LLMGymError: An argument is not what it should be.
     """
     if endpoint is not None:
-        return RemoteJudge(endpoint, model, **remote)
+        return _remote_judge(endpoint, model, **remote)
     if remote:
         raise LLMGymError(f"{', '.join(map(repr, remote))} is for a judge behind an endpoint; pass endpoint=... too")
-    return LocalJudge(model)
+    return local_judge(model)
+
+
+@functools.cache
+def _remote_judge(endpoint: str, model: str, **remote: Any) -> RemoteJudge:
+    return RemoteJudge(endpoint, model, **remote)
 
 
 @dataclass(frozen=True)
@@ -227,20 +233,23 @@ class Pairwise(PairwiseScorer):
         Raises:
             LLMGymError: A row has no such text, or it is the reference.
         """
-        triples = [(e.source, e.text, self._other(e)) for e in episodes if e.text.strip()]
+        triples = [(about(e), e.text, self._other(e)) for e in episodes if e.text.strip()]
         values = iter(self.comparer(triples))
         return [next(values) if e.text.strip() else 0.0 for e in episodes]
 
     def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
         """Return P(first) - 1/2 of each pair, shown in that order; see `PairwiseScorer.compare`.
 
-        Raises:
-            LLMGymError: The judge abstains, and a comparison must not be made up.
+        An empty text is worse than any other and as good as another empty one, and nobody is asked about it.
         """
-        told = self.comparer.shown([(a.source, a.text, b.text) for a, b in zip(firsts, seconds, strict=True)])
-        if None in told:
-            raise LLMGymError(f"the judge abstained from {told.count(None)} comparisons; give it a longer deadline")
-        return [share - 0.5 for share in told if share is not None]
+        pairs = list(zip(firsts, seconds, strict=True))
+        blank = [not a.text.strip() or not b.text.strip() for a, b in pairs]
+        triples = [(about(a), a.text, b.text) for (a, b), skip in zip(pairs, blank, strict=True) if not skip]
+        told = iter(self.comparer.shown(triples))
+        return [
+            (bool(a.text.strip()) - bool(b.text.strip())) / 2 if skip else _margin(next(told))
+            for (a, b), skip in zip(pairs, blank, strict=True)
+        ]
 
     def _other(self, episode: Episode) -> str:
         if self.against == "source_start":
@@ -254,6 +263,10 @@ class Pairwise(PairwiseScorer):
         if other == episode.reference:
             raise LLMGymError(f"against={self.against!r} is the reference, which feedback never reads; name another")
         return other
+
+
+def _margin(share: float | None) -> float:
+    return math.nan if share is None else share - 0.5
 
 
 def _quoted(name: str, text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, number
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.rules import WORD, words
+from llm_gym.models.version import one_a_model, version
 
 PROMPT = "Text:\n{source}\n\nSummary:"
 REVERSE_PROMPT = "Summary: {text}\n\nText:\n"
@@ -29,7 +29,7 @@ class LanguageModel:
 
     def __init__(self, model: str = "smollm2-135m") -> None:
         self.model = model
-        self._known = Memory(f"likelihood/{model}")
+        self._known = Memory(f"likelihood/{version(model)}")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(context, text)` the mean natural log-probability of the text's tokens.
@@ -93,7 +93,7 @@ def _last(before: int, count: int) -> np.ndarray:
     return np.arange(before + count) >= before
 
 
-@functools.cache
+@one_a_model
 def language_model(model: str) -> LanguageModel:
     """Return the process-wide scorer behind a model's name, so that parts of one score share its memory."""
     return LanguageModel(model)
@@ -136,7 +136,7 @@ class Likelihood(_Likelihood):
 
     def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT, ceiling: float = 0.0) -> None:
         super().__init__(model, prompt)
-        self.ceiling = ceiling
+        self.ceiling = number("ceiling", ceiling)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token."""
@@ -156,7 +156,7 @@ class Grounding(_Likelihood):
         super().__init__(model, prompt)
         if not prompt.replace("{source}", "").strip():
             raise LLMGymError(f"prompt={prompt!r} must say something besides '{{source}}', e.g. {PROMPT!r}")
-        self.limit = limit
+        self.limit = number("limit", limit, above=0.0)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token."""
@@ -201,10 +201,8 @@ class Coverage(Scorer):
             raise LLMGymError(f"prompt={prompt!r} must contain '{{text}}', where the written text goes")
         if not prompt.replace("{text}", "").strip():
             raise LLMGymError(f"prompt={prompt!r} must say something besides '{{text}}', e.g. {REVERSE_PROMPT!r}")
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
-            raise LLMGymError(f"limit={limit!r} must be a positive number of nats, or None")
         self.lm, self.prompt, self.own_words = language_model(model), prompt, own_words
-        self.limit = np.inf if limit is None else limit
+        self.limit = np.inf if limit is None else number("limit", limit, above=0.0)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token of the source."""

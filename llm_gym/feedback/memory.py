@@ -84,7 +84,7 @@ def restore(state: dict[str, dict[str, Any]]) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return {"float32": base64.b64encode(value.astype(np.float32).tobytes()).decode()}
+        return {"array": base64.b64encode(value.tobytes()).decode(), "dtype": str(value.dtype)}
     return {"tuple": list(value)} if isinstance(value, tuple) else value
 
 
@@ -93,4 +93,4 @@ def _value(value: Any) -> Any:
         return value
     if "tuple" in value:
         return tuple(value["tuple"])
-    return np.frombuffer(base64.b64decode(value["float32"]), np.float32)
+    return np.frombuffer(base64.b64decode(value["array"]), np.dtype(value["dtype"]))

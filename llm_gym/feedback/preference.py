@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, number
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.pairs import about
+from llm_gym.models.version import one_a_model, version
 
 WHO_DID_WHAT = Path(__file__).parents[1] / "models" / "who-did-what"
 """The model that comes with the package; `make preference` makes it."""
@@ -40,7 +41,7 @@ class PreferenceModel:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.config = _read_config(Path(folder))
-        self._known = Memory(f"preference/{folder}")
+        self._known = Memory(f"preference/{version(folder)}")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(source, text)` the reward; a source is read once for all texts about it.
@@ -100,11 +101,11 @@ def preference_model(path: str) -> PreferenceModel:
     """Return the process-wide model of a folder, anew if it was written again."""
     folder = Path(path).expanduser().absolute()
     _read_config(folder)
-    return _preference_model(str(folder), (folder / CONFIG).stat().st_mtime_ns)
+    return _preference_model(str(folder))
 
 
-@functools.cache
-def _preference_model(folder: str, written: int) -> PreferenceModel:
+@one_a_model
+def _preference_model(folder: str) -> PreferenceModel:
     return PreferenceModel(folder)
 
 
@@ -137,9 +138,7 @@ class Preference(Scorer):
     """
 
     def __init__(self, path: str = str(WHO_DID_WHAT), limit: float = 10.0) -> None:
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
-            raise LLMGymError(f"limit={limit!r} must be a positive number")
-        self.model, self.limit = preference_model(path), limit
+        self.model, self.limit = preference_model(path), number("limit", limit, above=0.0)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the rewards."""

@@ -152,6 +152,9 @@ class Rudeness(ByLikelihood):
     column, default_labels = "tone", ("friendly", "rude")
     prompt = "{text}\n\nThe tone of this text is"
 
+    def __init__(self, model: str = "smollm2-135m") -> None:
+        super().__init__(model)
+
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the differences."""
         said = [heard(e) for e in episodes]

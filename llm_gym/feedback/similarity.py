@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from llm_gym.episode import Episode
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.rules import sentences
+from llm_gym.models.version import one_a_model, version
 
 MAX_TOKENS = 256  # what MiniLM was trained on; the rest of a longer text is not read
 
@@ -25,12 +25,12 @@ class Embedder:
 
     def __init__(self, model: str = "minilm-l6") -> None:
         self.model = model
-        self._known = Memory(f"embedding/{model}")
+        self._known = Memory(f"embedding/{version(model)}")
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(len(texts), D)`; an empty text is the zero vector."""
         known = {text: self._known[text] for text in texts if text in self._known}
-        new = sorted({text for text in texts if text.strip() and text not in known}, key=len)
+        new = sorted({text for text in texts if text.strip() and text not in known}, key=lambda text: (len(text), text))
         for start in range(0, len(new), 32):
             batch = new[start : start + 32]
             for text, vector in zip(batch, self._embed(batch), strict=True):
@@ -56,7 +56,7 @@ class Embedder:
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 
-@functools.cache
+@one_a_model
 def embedder(model: str) -> Embedder:
     """Return the process-wide embedder behind a model's name, so that the parts of a score share its memory."""
     return Embedder(model)

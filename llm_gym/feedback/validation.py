@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_gym import statistics
+from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import PairwiseScorer
 from llm_gym.feedback.compose import Composite, build
 from llm_gym.feedback.human import Judgements
@@ -36,6 +37,8 @@ def validate(feedback: Composite, data: Judgements, seed: int = 0) -> dict[str, 
       where the better text has fewer or more words; `accuracy_balanced` is their mean, .5 for any rule on length.
     - `calibration`: the expected calibration error, see `calibration_error`.
 
+    Texts that the scorer abstains from are left out, here and of the baselines; `abstained` says how many they are.
+
     Over all: `length` and `copying`, the association of the score with the number of words and the copied share
     (`people_length`, `people_copying`: the same of the human judgement), see `association`; `swap_consistency`, for
     pairwise scorers; `lift`, by baseline: how far the mean of each of the first measures lies above the baseline's,
@@ -45,8 +48,17 @@ def validate(feedback: Composite, data: Judgements, seed: int = 0) -> dict[str, 
         feedback: The scorer.
         data: What people judged.
         seed: Of the bootstrap.
+
+    Raises:
+        LLMGymError: The scorer abstains from every text.
     """
+    facts = {"kind": data.kind, "documents": int(data.documents.max()) + 1, "texts": len(data.episodes)}
     scores, consistency = _judge(feedback, data)
+    told = ~np.isnan(scores)
+    if not told.any():
+        raise LLMGymError("the scorer abstained from every text, so that nothing can be said of it; see why it does")
+    data, scores = data.of(told), scores[told]
+    facts["abstained"] = int(np.sum(~told))
     agreement = measure(scores, data)
     lifts = {}
     for title, name in BASELINES.items():
@@ -66,7 +78,6 @@ def validate(feedback: Composite, data: Judgements, seed: int = 0) -> dict[str, 
         "people_copying": _people(data, copied),
         "lift": lifts,
     }
-    facts = {"kind": data.kind, "documents": int(data.documents.max()) + 1, "texts": len(data.episodes)}
     return {**facts, "ties": data.ties, **_estimated(report, seed)}
 
 
@@ -74,7 +85,7 @@ def validate(feedback: Composite, data: Judgements, seed: int = 0) -> dict[str, 
 
 
 def _judge(feedback: Composite, data: Judgements) -> tuple[np.ndarray, Statistic | None]:
-    """Return a score for each text, and the swap consistency of a pairwise scorer."""
+    """Return a score for each text, NaN where the scorer abstains, and the swap consistency of a pairwise scorer."""
     (scorer, *more) = feedback.scorers.items()
     if data.kind != "pairs" or more or not isinstance(scorer[1], PairwiseScorer):
         return _scores(feedback, data), None
@@ -83,8 +94,9 @@ def _judge(feedback: Composite, data: Judgements) -> tuple[np.ndarray, Statistic
     shown = np.array(scorer[1].compare(firsts, seconds))
     swapped = np.array(scorer[1].compare(seconds, firsts))
     margins = feedback.weights[scorer[0]] * (shown - swapped) / 2
-    agrees = np.sign(shown) == -np.sign(swapped)
-    columns = np.stack([agrees, np.ones(count)], -1)
+    told = ~np.isnan(margins)
+    agrees = told & (np.sign(shown) == -np.sign(swapped))
+    columns = np.stack([agrees, told], -1)
     sums = by_document(columns, data.documents[:count])
     return np.concatenate([margins, -margins]) / 2, ratio(sums[:, 0], sums[:, 1], SHARE)
 
@@ -138,7 +150,7 @@ def rank_agreement(scores: np.ndarray, human: np.ndarray, documents: np.ndarray)
     for document in range(len(found)):
         x, y = scores[documents == document], human[documents == document]
         if np.ptp(y) > 0:
-            found[document] = np.nan_to_num(spearman(x, y)), 1
+            found[document] = spearman(x, y) if np.ptp(x) else 0.0, 1
     return ratio(found[:, 0], found[:, 1], (-1.0, 1.0))
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError, positive
+from llm_gym.errors import LLMGymError, number, positive
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.rules import WORD, occurrences, sentences, words
 
@@ -173,7 +173,7 @@ class ReadingLevel(Scorer):
     """
 
     def __init__(self, grade: float = 8.0) -> None:
-        self.grade = grade
+        self.grade = number("grade", grade)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the distances, in grades."""

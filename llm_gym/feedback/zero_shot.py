@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, number
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.likelihood import language_model
 from llm_gym.feedback.similarity import embedder
@@ -47,6 +47,9 @@ class ZeroShot(Scorer):
 
     def __init__(self, labels: Sequence[str] | None) -> None:
         self.labels = self.default_labels if labels is None else tuple(labels)
+        # A string is a sequence too, and its letters are no labels.
+        if isinstance(labels, str) or not all(isinstance(label, str) for label in self.labels):
+            raise LLMGymError(f"labels={labels!r} must be a list of texts, as in {list(self.default_labels[:2])}")
         if len(set(self.labels)) < 2:
             raise LLMGymError(f"labels={labels!r} must be at least two different ones to compare with")
 
@@ -125,7 +128,7 @@ class ByEmbedding(ZeroShot):
         self, model: str = "minilm-l6", labels: Sequence[str] | None = None, temperature: float = 0.05
     ) -> None:
         super().__init__(labels)
-        self.embedder, self.temperature = embedder(model), temperature
+        self.embedder, self.temperature = embedder(model), number("temperature", temperature, above=0.0)
 
     def _evidence(self, texts: list[str], labels: list[tuple[str, ...]]) -> list[np.ndarray]:
         said = self.embedder(texts)

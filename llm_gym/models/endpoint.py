@@ -105,7 +105,11 @@ class Endpoint:
         # Only whole and uncompressed responses, so that their size is what was read; no redirect takes the key along.
         plain = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         with (
-            httpx2.Client(headers={**plain, **self._authorization()}, follow_redirects=False) as client,
+            httpx2.Client(
+                headers={**plain, **self._authorization()},
+                follow_redirects=False,
+                limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
+            ) as client,
             ThreadPoolExecutor(min(self.concurrency, len(items))) as pool,
         ):
             try:
@@ -126,9 +130,12 @@ class Endpoint:
         try:
             data = json.loads(raw)
             self._count(**tokens_used(data))
-            return str(data["choices"][0]["message"]["content"])
+            content = data["choices"][0]["message"]["content"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            raise EndpointError(f"the {self.who} at {self.endpoint} said nothing{self._excerpt(raw)}") from None
+            content = None
+        if not isinstance(content, str):  # null where a model calls a tool or refuses
+            raise EndpointError(f"the {self.who} at {self.endpoint} said nothing{self._excerpt(raw)}")
+        return content
 
     def _check(self, status: int, raw: bytes) -> None:
         if status != 200:
@@ -210,16 +217,35 @@ class Endpoint:
             self.usage = replace(self.usage, **{name: getattr(self.usage, name) + n for name, n in more.items()})
 
 
+def with_model(what: str, address: str) -> tuple[str, str]:
+    """Split an address with a model behind it, such as `http://127.0.0.1:8000/v1#my-model`.
+
+    Raises:
+        LLMGymError: It names no model, or is no bare address; the message calls it `what`.
+    """
+    place, _, model = address.partition("#")
+    _check_bare(place)
+    if not model:
+        raise LLMGymError(f"{what}={place!r} names no model; write it behind the address, as in '{place}#my-model'")
+    return place, model
+
+
+def _check_bare(address: str) -> None:
+    # Before anything else is said of the address: it may hold a key, which no message must repeat.
+    if any(mark in address for mark in "@?#"):
+        raise LLMGymError(
+            "the endpoint must be a bare address, without '@', '?' or '#'; a key belongs into an environment variable, "
+            "see key_env"
+        )
+
+
 def _address(endpoint: str) -> str:
+    _check_bare(str(endpoint))
     try:
         parts = urlsplit(endpoint)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except (ValueError, AttributeError, TypeError):
-        parts, usable = urlsplit(""), False
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise LLMGymError(
-            "the endpoint must be a bare address; a key belongs into an environment variable, see key_env"
-        )
+        usable = False
     if not usable:
         raise LLMGymError(f"endpoint={endpoint!r} must be an address such as 'http://127.0.0.1:8000/v1'")
     return endpoint.rstrip("/").removesuffix("/chat/completions")

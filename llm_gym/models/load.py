@@ -18,6 +18,7 @@ from llm_gym.errors import LLMGymError
 from llm_gym.models.bundled import BUNDLED, place
 from llm_gym.models.catalogue import CATALOGUE, closest, names
 from llm_gym.models.fetch import fetch, one_line, quiet_transformers, read_gguf, read_marker
+from llm_gym.models.version import stamp
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ def load_tokenizer(name: str) -> Any:
     """
     resolved = resolve(name)
     with _lock:
-        return _tokenizer(name, resolved, _stamp(resolved))
+        return _tokenizer(name, resolved, stamp(resolved))
 
 
 def load_causal_lm(name: str, device: str | torch.device = "auto", dtype: torch.dtype | str | None = None) -> Any:
@@ -146,7 +147,7 @@ def shared_causal_lm(name: str, device: str | torch.device = "auto", dtype: torc
     """
     resolved, where = resolve(name), pick_device(device)
     with _lock:
-        return _shared_causal_lm(name, resolved, _stamp(resolved), where, _dtype(dtype, where))
+        return _shared_causal_lm(name, resolved, stamp(resolved), where, _dtype(dtype, where))
 
 
 def shared_adapted_lm(
@@ -167,7 +168,7 @@ def shared_adapted_lm(
     lacking = [file for file in ADAPTER_FILES if not (folder / file).is_file()]
     if lacking:
         raise LLMGymError(f"the folder {adapter!r} holds no {lacking[0]}: give one of a PEFT adapter, in safetensors")
-    stamps = _stamp(resolved), _stamp(str(folder))
+    stamps = stamp(resolved), stamp(str(folder))
     with _lock:
         return _shared_adapted_lm(name, resolved, str(folder), stamps, where, _dtype(dtype, where))
 
@@ -187,7 +188,7 @@ def shared_encoder(name: str, device: str | torch.device = "auto") -> Any:
     """
     resolved, where = resolve(name), pick_device(device)
     with _lock:
-        return _shared_encoder(name, resolved, _stamp(resolved), where)
+        return _shared_encoder(name, resolved, stamp(resolved), where)
 
 
 def shared_classifier(name: str, device: str | torch.device = "auto") -> Any:
@@ -205,7 +206,7 @@ def shared_classifier(name: str, device: str | torch.device = "auto") -> Any:
     """
     resolved, where = resolve(name), pick_device(device)
     with _lock:
-        return _shared_classifier(name, resolved, _stamp(resolved), where)
+        return _shared_classifier(name, resolved, stamp(resolved), where)
 
 
 def stop_ids(name: str, tokenizer: Any) -> tuple[int, ...]:
@@ -219,7 +220,7 @@ def stop_ids(name: str, tokenizer: Any) -> tuple[int, ...]:
     """
     resolved = resolve(name)
     with _lock:
-        declared = _declared_eos(name, resolved, _stamp(resolved))
+        declared = _declared_eos(name, resolved, stamp(resolved))
     own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
     return tuple(sorted(i for i in {*declared, *own} if 0 <= i < len(tokenizer)))
 
@@ -260,16 +261,6 @@ def _in_folder(name: str, folder: Path) -> str:
     return str(ggufs[0])
 
 
-def _stamp(resolved: str) -> int:
-    """Changes when a local model is saved anew, so that the caches do not serve the old one."""
-    path = Path(resolved)
-    if not path.exists():
-        return 0
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = ((file.name, file.stat()) for file in files if file.is_file())
-    return hash(tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
-
-
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -280,7 +271,7 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 
 
 @functools.cache
-def _tokenizer(name: str, resolved: str, stamp: int) -> Any:
+def _tokenizer(name: str, resolved: str, stamp: str) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = _attempt(name, resolved, lambda source: AutoTokenizer.from_pretrained(**source))
@@ -289,13 +280,13 @@ def _tokenizer(name: str, resolved: str, stamp: int) -> Any:
 
 
 @functools.cache
-def _shared_causal_lm(name: str, resolved: str, stamp: int, device: torch.device, dtype: torch.dtype) -> Any:
+def _shared_causal_lm(name: str, resolved: str, stamp: str, device: torch.device, dtype: torch.dtype) -> Any:
     return load_causal_lm(name, device, dtype).requires_grad_(False)
 
 
 @functools.cache
 def _shared_adapted_lm(
-    name: str, resolved: str, folder: str, stamps: tuple[int, int], device: torch.device, dtype: torch.dtype
+    name: str, resolved: str, folder: str, stamps: tuple[str, str], device: torch.device, dtype: torch.dtype
 ) -> Any:
     from peft import PeftModel
 
@@ -321,18 +312,18 @@ def quiet_peft() -> Iterator[None]:
 
 
 @functools.cache
-def _shared_encoder(name: str, resolved: str, stamp: int, device: torch.device) -> Any:
+def _shared_encoder(name: str, resolved: str, stamp: str, device: torch.device) -> Any:
     return _model(name, resolved, "AutoModel", torch.float32).to(device).eval().requires_grad_(False)
 
 
 @functools.cache
-def _shared_classifier(name: str, resolved: str, stamp: int, device: torch.device) -> Any:
+def _shared_classifier(name: str, resolved: str, stamp: str, device: torch.device) -> Any:
     model = _model(name, resolved, "AutoModelForSequenceClassification", torch.float32)
     return model.to(device).eval().requires_grad_(False)
 
 
 @functools.cache
-def _declared_eos(name: str, resolved: str, stamp: int) -> frozenset[int]:
+def _declared_eos(name: str, resolved: str, stamp: str) -> frozenset[int]:
     from transformers import GenerationConfig, PreTrainedConfig
 
     config = _attempt(name, resolved, lambda source: PreTrainedConfig.get_config_dict(**source)[0])
