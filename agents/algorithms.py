@@ -21,7 +21,7 @@ from agents.ppo import PPO
 from agents.reinforce import REINFORCE
 from agents.rloo import RLOO
 from agents.sft import SFT
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, number
 
 ALGORITHMS: dict[str, Any] = {
     "grpo": GRPO,
@@ -96,15 +96,15 @@ def learning_rate(value: Any) -> Any:
     0.25
 
     Raises:
-        LLMGymError: Neither a number nor `lin_` and a number.
+        LLMGymError: Neither a positive number nor `lin_` and one.
     """
+    falls = isinstance(value, str) and value.startswith("lin_")
     try:
-        if isinstance(value, str) and value.startswith("lin_"):
-            start = float(value.removeprefix("lin_"))
-            return lambda remaining: remaining * start
-        return float(value)
+        start = float(value.removeprefix("lin_") if falls else value)
     except (TypeError, ValueError) as error:
         raise LLMGymError(f"learning_rate={value!r} is neither a number nor of the form lin_3e-4") from error
+    number("learning_rate", start, above=0.0)
+    return (lambda remaining: remaining * start) if falls else start
 
 
 def with_lengths(algo: str, settings: dict[str, Any], env: Any) -> dict[str, Any]:

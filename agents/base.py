@@ -24,7 +24,7 @@ from agents.rollout import play
 from agents.saving import load_algorithm, save_algorithm
 from agents.vec_env import GymVecEnv
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, number, positive
 from llm_gym.models.packing import Segment, pack, passes
 
 
@@ -108,7 +108,8 @@ class TextAlgorithm(BaseAlgorithm):
             seed=seed,
             supported_action_spaces=(spaces.Discrete,),
         )
-        self.max_grad_norm, self.tokens_per_pass = max_grad_norm, tokens_per_pass
+        self.max_grad_norm = number("max_grad_norm", max_grad_norm, above=0.0)
+        self.tokens_per_pass = positive("tokens_per_pass", tokens_per_pass)
         self.episodes: list[Episode] = []
         self.progress: Callable[[], float] | None = None
         if _init_setup_model:

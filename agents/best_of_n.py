@@ -62,6 +62,12 @@ class BestOfN:
         written = [ids[ids >= 0] for ids in tokens]
         turns = [self.envs.as_turn(int(row), ids) for row, ids in zip(np.repeat(rows, self.n), written, strict=True)]
         values = np.array([score.value for score in self.feedback(turns)]).reshape(len(rows), self.n)
+        if (silent := np.isnan(values).all(1)).any():
+            raise LLMGymError(
+                f"the feedback abstained from all {self.n} texts of {silent.sum()} rows, so that none is the best; "
+                "give the judge a longer deadline"
+            )
+        values = np.where(np.isnan(values), -np.inf, values)  # argmax would take NaN for the highest
         for row, best in zip(rows.tolist(), values.argmax(1) + np.arange(0, count, self.n), strict=True):
             self._plans[row] = written[best], log_probs[best]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.base import TextAlgorithm
@@ -64,7 +65,7 @@ def load_checkpoint(run: Path, algorithm: TextAlgorithm) -> tuple[int, float]:
         state = json.loads((folder / "state.json").read_text())
         known = json.loads((folder / "memory.json").read_text())
         tensors = load_file(folder / "tensors.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise LLMGymError(f"{folder} cannot be read ({error}); delete it to go on from an older checkpoint") from error
     if (state["format"], state["algorithm"]) != (FORMAT, type(algorithm).__name__):
         raise LLMGymError(f"{folder} was written by another version or algorithm; train again with another --out")

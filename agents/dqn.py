@@ -14,7 +14,7 @@ from agents.base import TextAlgorithm
 from agents.policy import LLMPolicy
 from agents.q_policy import QPolicy
 from agents.replay import Experience, Replay, experience
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, positive
 from llm_gym.models.packing import pack
 
 
@@ -78,6 +78,23 @@ class DQN(TextAlgorithm):
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        for name, value in {
+            "batch_size": batch_size,
+            "gradient_steps": gradient_steps,
+            "target_update_interval": target_update_interval,
+        }.items():
+            positive(name, value)
+        if learning_starts > buffer_size:
+            raise LLMGymError(
+                f"learning_starts={learning_starts} is more than buffer_size={buffer_size} holds: it would never learn"
+            )
+        for name, share in {
+            "exploration_initial_eps": exploration_initial_eps,
+            "exploration_final_eps": exploration_final_eps,
+            "exploration_fraction": exploration_fraction,
+        }.items():
+            if not 0 <= share <= 1:
+                raise LLMGymError(f"{name}={share} must be from 0 to 1")
         if n_step is not None and n_step < 1:
             raise LLMGymError(f"n_step={n_step} must be at least 1, or None for Monte Carlo targets")
         if not 0 < tau <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,18 @@ def find_policy(name: str) -> PolicySource:
     return PolicySource(
         settings["model"], str((folder / ADAPTER).absolute()), config, temperature=settings["temperature"]
     )
+
+
+def trained_on(source: PolicySource) -> set[str]:
+    """Return the real paths of the data that the run of a source, and those it goes on from, were trained on."""
+    found: set[str] = set()
+    config: Any = source.config
+    while isinstance(config, dict) and "llm_gym_run" in config:
+        if data := config["env_kwargs"]["data"]:
+            found.add(os.path.realpath(data))
+        begun = config["policy"]["adapter"] or config["policy"]["model"]
+        config = _read_json(Path(begun).parent / CONFIG) if os.path.isabs(begun) else None
+    return found
 
 
 def _read_json(path: Path) -> Any:
@@ -236,9 +249,9 @@ class Evaluation:
 
         Keys are `feedback`, `feedback/<part>`, `judge`, `judge/<part>`, `copied_share` and `words`.
         """
-        measures: dict[str, list[float]] = {"feedback": [float(e.reward or 0.0) for e in self.episodes]}
-        for name in self.episodes[0].parts:
-            measures[f"feedback/{name}"] = [e.parts[name] for e in self.episodes]
+        measures = {"feedback": [np.nan if e.reward is None else e.reward for e in self.episodes]}
+        for name in next((e.parts for e in self.episodes if e.parts), {}):
+            measures[f"feedback/{name}"] = [e.parts.get(name, np.nan) for e in self.episodes]
         first = next((score for score in self.judged if score is not None), None)
         if first is not None:
             measures["judge"] = [np.nan if s is None else s.value for s in self.judged]
@@ -270,10 +283,11 @@ def evaluate(
         texts: How many for each document.
 
     Returns:
-        The episodes in the order of `ids`, as often as there are texts, with their scores.
+        The episodes in the order of `ids`, as often as there are texts, with their scores; where the feedback abstained
+        from a text, its episode's reward is None.
     """
     with sampling_from(policy, seed):
-        episodes = play(policy, envs, [*ids] * texts, deterministic) or []
+        episodes = play(policy, envs, [*ids] * texts, deterministic, abstaining=True) or []
     return Evaluation(episodes, judged_by(judge, episodes), texts)
 
 

@@ -38,4 +38,5 @@ class KLController:
         if self.target is None:
             return
         error = min(max(divergence / self.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
-        self.coef *= 1 + error * texts / self.horizon
+        # More texts at once than the horizon has would overshoot, and turn the price into a reward.
+        self.coef *= 1 + error * min(1.0, texts / self.horizon)

@@ -191,12 +191,15 @@ def huber(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def whitened(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the values of all texts at mean 0 and standard deviation 1 over their tokens."""
+    """Return the values of all texts at mean 0 and standard deviation 1 over their tokens.
+
+    Where they hardly differ they get the mean 0 alone: rounding is no difference to be blown up.
+    """
     tokens = torch.cat(values)
     if len(tokens) < 2:
         return values
     mean, spread = tokens.mean(), tokens.std() + 1e-8
-    return [(v - mean) / spread for v in values]
+    return [(v - mean) / (spread if spread > SMALLEST else 1.0) for v in values]
 
 
 def leave_one_out(rewards: torch.Tensor, group_size: int) -> torch.Tensor:

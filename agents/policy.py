@@ -25,11 +25,11 @@ from agents.decoder import Decoder, can_pack
 from agents.engine import Engine
 from agents.head import Output, constrained_stats, divergence, token_stats
 from agents.mask import Allowed, along, following, masked, open_states, reached
-from agents.optimizer import find_optimizer
+from agents.optimizer import OPTIMIZERS, find_optimizer
 from agents.sampling import choose
 from agents.stride import Strides
 from llm_gym.choices import Constraint, State
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, positive
 from llm_gym.models.packing import Packed, check_attention
 
 Observation = Packed | dict[str, torch.Tensor]
@@ -83,6 +83,8 @@ class LLMPolicy(ActorCriticPolicy):
             raise LLMGymError("use_sde=True does not apply to token actions; leave it False")
         if temperature <= 0:
             raise LLMGymError(f"temperature={temperature} must be positive; for greedy actions pass deterministic=True")
+        if lora is not None:
+            positive("lora", lora)
         if last_layers is not None and (lora is not None or adapter is not None):
             raise LLMGymError(f"last_layers={last_layers} trains whole layers and no adapters; pass lora=None with it")
         optimizer_class, optimizer_kwargs = find_optimizer(optimizer_class, optimizer_kwargs)
@@ -521,12 +523,19 @@ class LLMPolicy(ActorCriticPolicy):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def saved_arguments(self) -> dict[str, Any]:
-        """Return the arguments that are kept with what `save_pretrained` writes, as JSON types."""
+        """Return the arguments that are kept with what `save_pretrained` writes, as JSON types.
+
+        An optimiser that has no name here is not among them.
+        """
+        named = next((name for name, (known, _) in OPTIMIZERS.items() if known is self.optimizer_class), None)
+        optimizer = {"optimizer_class": named, "optimizer_kwargs": self.optimizer_kwargs} if named else {}
         return {
             "model": self.model_name,
             "lora": self.lora,
             "temperature": self.temperature,
             "last_layers": self.last_layers,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            **optimizer,
         }
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -20,7 +20,7 @@ from agents.base import TextAlgorithm, segment
 from agents.kl import KLController
 from agents.policy import LLMPolicy
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
+from llm_gym.errors import LLMGymError, positive
 from llm_gym.models.packing import Segment
 
 RATIO_ERROR = 0.1  # mean difference of log-probabilities between sampling and training that is no rounding any more
@@ -116,6 +116,8 @@ class PolicyGradient(TextAlgorithm):
             raise LLMGymError(
                 f"kl_estimator={kl_estimator!r} is unknown; expected one of {', '.join(losses.KL_ESTIMATORS)}"
             )
+        positive("n_epochs", self.n_epochs)
+        positive("n_minibatches", self.n_minibatches)
         self.kl_target, self.kl_horizon = kl_target, kl_horizon
         self.kl = KLController(kl_coef, kl_target, kl_horizon)
         super().__init__(policy, env, learning_rate, **kwargs)

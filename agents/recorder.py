@@ -209,9 +209,10 @@ class Recorder(BaseCallback):
 
     def _write_samples(self) -> None:
         policy: Any = self.model.policy
-        for episode in play(policy, self.samples, self.watched, deterministic=True) or []:
+        for episode in play(policy, self.samples, self.watched, deterministic=True, abstaining=True) or []:
             row = {"update": len(self.rows), "id": episode.example["id"], "text": episode.text}
             append_line(self.folder / "samples.jsonl", {**row, "score": episode.reward, "parts": episode.parts})
+        policy.forget()  # a run that is gone on with from here has read none of it
 
 
 def _summary(episodes: list[Episode], judge: Composite | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class REINFORCE(PolicyGradient):
         learning_rate: A number, or a schedule of the remaining progress.
         baseline_decay: Of the running mean, a batch; 0 takes the last batch's mean.
         normalize_advantage: Whether advantages are brought to mean 0 and standard deviation 1 over the tokens of a
-            batch.
+            batch. The baseline, the same for all tokens, then cancels: the batch's own mean stands in for it.
         kwargs: Arguments of `PolicyGradient`.
 
     Raises:

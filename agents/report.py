@@ -73,6 +73,8 @@ def compare(before: Evaluation, after: Evaluation, weights: dict[str, float], se
     changes = []
     for measure in first:
         measured = np.isfinite(first[measure]) & np.isfinite(second[measure])
+        if not measured.any():
+            continue
         old, new = first[measure][measured], second[measure][measured]
         low, high = interval(new - old, seed)
         known = bool(np.isfinite(low))
@@ -225,10 +227,14 @@ def documents_table(report: dict[str, Any], sources: dict[str, str], count: int 
     for row in evenly_spaced(report["texts"], count):
         table.add_row(
             Text(printable(cut(sources[row["id"]], 30))),
-            Text(printable(f"{row['before']}\n({row['score_before']:+.2f})")),
-            Text(printable(f"{row['after']}\n({row['score_after']:+.2f})")),
+            Text(printable(f"{row['before']}\n({_score(row['score_before'])})")),
+            Text(printable(f"{row['after']}\n({_score(row['score_after'])})")),
         )
     return table
+
+
+def _score(value: float | None, digits: int = 2) -> str:
+    return "none: the feedback abstained" if value is None else f"{value:+.{digits}f}"
 
 
 def cut(text: str, count: int) -> str:
@@ -264,5 +270,5 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"### {row['id']}", ""]
         for when in ("before", "after"):
             text = " ".join(row[when].split()).replace("<", "&lt;")
-            lines += [f"**{when}** ({row[f'score_{when}']:+.3f}): {text}", ""]
+            lines += [f"**{when}** ({_score(row[f'score_{when}'], 3)}): {text}", ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -23,26 +23,36 @@ ARGUMENTS, VALUE_HEAD = "algorithm.json", "value_head.safetensors"
 def folder_aside(target: Path) -> Iterator[Path]:
     """Give a folder to write into, and put it in the place of `target` once the block has ended well.
 
+    A folder that was there is moved away first and deleted last, so that one of the two is whole at any moment.
+
     Raises:
         LLMGymError: Tensors could not be written, as on a full disk.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    aside, old = (Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)) for _ in range(2))
     try:
         yield aside
         aside.chmod(0o755)
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, old)
         os.replace(aside, target)
     except SafetensorError as error:
         raise LLMGymError(f"{target} could not be written ({error}); free some space and run it again") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for stray in (aside, old):
+            shutil.rmtree(stray, ignore_errors=True)
 
 
 def save_algorithm(algorithm: Any, path: Any) -> None:
-    """Write what is trained and the arguments of an algorithm of ours into a folder."""
-    policy = algorithm.policy
+    """Write what is trained and the arguments of an algorithm of ours into a folder.
+
+    Raises:
+        LLMGymError: There is something else at that place, which is not overwritten.
+    """
+    policy, target = algorithm.policy, Path(path)
+    ours = target.is_dir() and ((target / ARGUMENTS).exists() or not any(target.iterdir()))
+    if target.exists() and not ours:
+        raise LLMGymError(f"{path} exists and was not written by {type(algorithm).__name__}.save; give another folder")
     arguments = {
         "algorithm": type(algorithm).__name__,
         **{name: getattr(algorithm, name) for name in sorted(algorithm.options() - {"policy_kwargs"})},
@@ -50,7 +60,7 @@ def save_algorithm(algorithm: Any, path: Any) -> None:
         "seed": algorithm.seed,
         "policy_kwargs": policy.saved_arguments(),
     }
-    with folder_aside(Path(path)) as aside:
+    with folder_aside(target) as aside:
         policy.save_pretrained(aside)
         save_file(policy.value_head.state_dict(), aside / VALUE_HEAD)
         (aside / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n")
@@ -72,8 +82,11 @@ def load_algorithm(cls: Any, path: Any, env: Any, device: Any, changes: dict[str
     if (name := arguments.pop("algorithm", None)) != cls.__name__:
         raise LLMGymError(f"{path} was saved by {name}, not by {cls.__name__}; load it with that")
     policy_kwargs = arguments.pop("policy_kwargs")
-    place = "model" if policy_kwargs["lora"] is None else "adapter"
+    place = "adapter" if (folder / "adapter_config.json").exists() else "model"
     policy_kwargs[place] = str(folder)
     algorithm = cls(LLMPolicy, env, device=device, policy_kwargs=policy_kwargs, **{**arguments, **changes})
-    algorithm.policy.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+    try:
+        algorithm.policy.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+    except (OSError, SafetensorError) as error:
+        raise LLMGymError(f"{folder / VALUE_HEAD} cannot be read ({error}); save the algorithm again") from error
     return algorithm

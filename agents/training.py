@@ -112,18 +112,24 @@ class Run:
     sources: dict[str, str]
 
 
-def train(arguments: TrainArguments, progress: Progress | None = None) -> Run:
+def train(arguments: TrainArguments, progress: Progress | None = None, start: PolicySource | None = None) -> Run:
     """Train a policy and report on it.
 
     Held-out documents are summarised before and after; what is in between is written down in the run folder. A run
     that fails before its first update leaves no folder; a later one leaves whole files and the adapter it had.
+
+    Args:
+        arguments: What is asked of it.
+        progress: Where to show it.
+        start: What to go on from, where that is not all that `arguments.policy` names: a run also stands for the data
+            and feedback it was trained with.
 
     Raises:
         LLMGymError: Something the user asked for is not possible, or the feedback failed.
     """
     progress = progress or Progress()
     with _run_folder(arguments.folder) as folder:
-        source = find_policy(arguments.policy)
+        source = start or find_policy(arguments.policy)
         if source.agent:
             raise LLMGymError(f"the policy {source.agent!r} cannot be trained; pass a model's name")
         env_kwargs = environment_arguments(
@@ -220,6 +226,7 @@ def _config(arguments: TrainArguments, source: PolicySource, env_kwargs: dict[st
     """Return what rebuilds the run, as JSON types."""
     settings = hyperparameters(arguments.algo, arguments.env, arguments.hyperparams)
     policy = {"lora": LORA, **settings.pop("policy_kwargs"), "model": source.model, "adapter": source.adapter}
+    _check_lora(arguments.hyperparams, source, policy.get("last_layers"))
     if source.adapter is None and policy.get("last_layers") is not None:
         policy["lora"] = None
     if "temperature" not in policy or arguments.temperature is not None:
@@ -240,6 +247,15 @@ def _config(arguments: TrainArguments, source: PolicySource, env_kwargs: dict[st
         "early_stop": arguments.early_stop,
         "versions": versions(),
     }
+
+
+def _check_lora(changes: dict[str, Any], source: PolicySource, last_layers: int | None) -> None:
+    """Make sure that a rank which was asked for is one that is used."""
+    lora = changes.get("policy_kwargs.lora")
+    if "policy_kwargs.lora" in changes and source.adapter is not None:
+        raise LLMGymError(f"policy_kwargs.lora:{lora} does not apply: the adapter gone on with has its own rank")
+    if lora is not None and last_layers is not None:
+        raise LLMGymError(f"policy_kwargs.lora:{lora} does not apply where last_layers={last_layers}; leave out one")
 
 
 def versions() -> dict[str, str]:
@@ -288,13 +304,18 @@ def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> 
     except LimitReached:
         model.logger.dump(model.num_timesteps)
     except BaseException:
-        if recorder.rows:
+        if recorder.rows and _finite(model.policy):
             with suppress(OSError, LLMGymError):  # the first failure is the one to tell
                 save_policy(model.policy, folder)
         raise
     finally:
         progress.end()
         model.logger.close()
+
+
+def _finite(policy: Any) -> bool:
+    """Whether what is trained can be used; where training diverged, the last checkpoint can."""
+    return all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad)
 
 
 def _timesteps(model: Any, limit: Limit) -> int:

@@ -28,7 +28,8 @@ class Episode:
         example: The data row the episode was about, with its `id`.
         source: The text that the agent was given to work on.
         text: What the agent wrote, decoded, without special tokens and outer white space; its turns a line each.
-        reference: A text written by a person, if the data has one. Training feedback never reads it.
+        reference: A text written by a person, if the data has one. Training feedback reads it only where
+            the task is `verifiable`.
         prompt_ids: int32 `(P,)`, what the first observation held.
         response_ids: int32 `(T,)`, everything appended after it.
         agent_mask: bool `(T,)`, True where the agent wrote the token.

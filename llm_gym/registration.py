@@ -68,7 +68,7 @@ def find_task(env_id: str) -> Task:
         if module:
             importlib.import_module(module)
         spec = gym.spec(name)
-    except (ImportError, gym.error.Error) as error:
+    except (ImportError, TypeError, gym.error.Error) as error:
         what = " ".join(str(error).split())
         raise LLMGymError(f"unknown environment {env_id!r} ({what}); expected 'module:Name-v0'") from error
     if "task" not in spec.kwargs:

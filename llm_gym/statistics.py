@@ -161,13 +161,12 @@ def interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[fl
         level: Coverage.
 
     Returns:
-        Both ends; NaN if there are fewer than two values.
+        Both ends; NaN if there are fewer than two values, or one of them is not finite.
     """
     values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return float("nan"), float("nan")
     estimate = ratio(values, np.ones(len(values))).estimate(seed, level)
-    assert estimate.low is not None and estimate.high is not None
+    if estimate.low is None or estimate.high is None:
+        return float("nan"), float("nan")
     return estimate.low, estimate.high
 
 

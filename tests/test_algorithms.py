@@ -13,6 +13,7 @@ import torch
 import tiny
 from agents import A2C, GRPO, PPO, REINFORCE, RLOO, LLMPolicy, SequenceRolloutBuffer
 from agents.policy_gradient import PolicyGradient, token_rewards
+from agents.saving import folder_aside
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from test_grpo import collect, logged, naive_log_probs
@@ -161,6 +162,51 @@ def test_a_folder_brings_back_policy_critic_and_arguments(ragged, tmp_path, cls)
         other.load(tmp_path / "one")
 
 
+def test_a_folder_brings_back_how_it_is_optimised(ragged, tmp_path) -> None:
+    env = tiny.make_env(ragged, tmp_path, n_envs=8)
+    rmsprop = {"optimizer_class": "rmsprop", "optimizer_kwargs": {"alpha": 0.9}, "gradient_checkpointing": True}
+    algorithm = GRPO(LLMPolicy, env, device="cpu", policy_kwargs={"model": ragged, "lora": 4, **rmsprop})
+    algorithm.save(tmp_path / "one")
+    loaded = GRPO.load(tmp_path / "one", env, device="cpu").policy
+    assert isinstance(loaded.optimizer, torch.optim.RMSprop) and loaded.optimizer.defaults["alpha"] == 0.9
+    assert loaded.gradient_checkpointing
+
+
+def test_an_algorithm_that_goes_on_from_an_adapter_is_saved_with_it(ragged, tmp_path) -> None:
+    make(GRPO, ragged, tmp_path).save(tmp_path / "first")
+    env = tiny.make_env(ragged, tmp_path, n_envs=8)
+    policy_kwargs = {"model": ragged, "lora": None, "adapter": str(tmp_path / "first")}
+    GRPO(LLMPolicy, env, device="cpu", policy_kwargs=policy_kwargs).save(tmp_path / "second")
+    assert GRPO.load(tmp_path / "second", env, device="cpu").policy.adapts
+
+
+def test_what_somebody_else_wrote_is_not_overwritten(ragged, tmp_path) -> None:
+    algorithm = make(GRPO, ragged, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("Chapter one.")
+    for place in ("mine", "mine/thesis.txt"):
+        with pytest.raises(LLMGymError, match="exists and was not written by GRPO.save; give another folder"):
+            algorithm.save(tmp_path / place)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "Chapter one."
+    (tmp_path / "empty").mkdir()
+    algorithm.save(tmp_path / "empty")
+    algorithm.save(tmp_path / "empty")
+
+
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path) -> None:
+    target = tmp_path / "kept"
+    with folder_aside(target) as aside:
+        (aside / "one").write_text("1")
+    with pytest.raises(RuntimeError), folder_aside(target) as aside:
+        (aside / "two").write_text("2")
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["one"]
+    with folder_aside(target) as aside:
+        (aside / "two").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize("trained", [{"lora": None}, {"lora": None, "last_layers": 1}])
 def test_a_model_trained_itself_is_saved_whole(ragged, tmp_path, trained) -> None:
     algorithm = make(GRPO, ragged, tmp_path, policy_kwargs=trained)
@@ -183,6 +229,11 @@ def test_an_option_that_does_not_apply_is_an_error(tiny_model, tmp_path) -> None
         ({"kl_coef": -1.0}, "kl_coef=-1.0 must not be negative"),
         ({"loss_reduction": "mean"}, "loss_reduction='mean' is unknown"),
         ({"ratio_level": "text"}, "ratio_level='text' is unknown"),
+        ({"n_epochs": 0}, "n_epochs=0 must be a positive integer"),
+        ({"n_minibatches": 0}, "n_minibatches=0 must be a positive integer"),
+        ({"tokens_per_pass": 0}, "tokens_per_pass=0 must be a positive integer"),
+        ({"max_grad_norm": -1}, "max_grad_norm=-1 must be a positive number"),
+        ({"policy_kwargs": {"lora": 0}}, "lora=0 must be a positive integer"),
     ):
         with pytest.raises(LLMGymError, match=message):
             make(GRPO, tiny_model, tmp_path, **option)

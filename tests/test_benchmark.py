@@ -28,8 +28,10 @@ from agents.benchmark.presets import PRESETS
 from agents.benchmark.report import write_report
 from agents.benchmark.runner import run_benchmark
 from agents.evaluate import environment_arguments, find_policy, make_envs
+from agents.training import TrainArguments, train
 from llm_gym.cli import main
 from llm_gym.errors import LLMGymError
+from test_training import documents
 
 ENV = "tiny_task:TinySummary-v0"
 TOKENS = 900  # of training: some updates of GRPO's 16 texts of at most 12 tokens
@@ -158,6 +160,21 @@ def test_a_trained_cell_is_a_run_folder_without_checkpoints(bench: Path) -> None
     assert found["kl"] is not None and found["tokens_per_second"] > 0
     assert found["measures"]["feedback"] == pytest.approx(_mean(bench, "grpo"))
     assert set(found["versions"]) >= {"torch", "llm_gym"}
+
+
+def test_a_run_that_training_starts_from_does_not_change_the_rules(tmp_path: Path, tiny_model: str) -> None:
+    begun = tmp_path / "run"
+    data = documents(tmp_path / "docs.jsonl", references=True)
+    train(TrainArguments(ENV, policy=tiny_model, data=data, feedback="length", steps=1, out=str(begun)))
+    out = tmp_path / "b"
+    assert not run_benchmark(plan(str(begun), "greedy", "grpo"), out)
+    config = json.loads((cell(out, "grpo").folder / "config.json").read_text())
+    assert config["policy"]["adapter"] == str(begun / "adapter")
+    own = cell(out, "grpo"), cell(out, "untrained")
+    names = [{e.example["id"] for e in read_evaluation(c, result(out, c.agent)["texts"]).episodes} for c in own]
+    assert names[0] == names[1]
+    assert config["env_kwargs"]["data"] is None and "length" not in config["env_kwargs"]["feedback"]
+    assert result(out, "greedy")["kl"] is None and result(out, "grpo")["kl"] is not None
 
 
 def _mean(out: Path, agent: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tiny
 from agents.best_of_n import BestOfN, RandomAgent
 from agents.rollout import play
 from llm_gym.errors import LLMGymError
+from llm_gym.feedback import Score
 
 LETTERS = {"feedback": {"tiny:LetterShare": 1.0}}
 
@@ -37,6 +39,23 @@ def test_it_says_the_best_of_what_it_wrote(ragged, tmp_path, monkeypatch) -> Non
     candidates = np.array(seen).reshape(-1, 5)
     assert len(candidates) == 6 and np.ptp(candidates, 1).max() > 0
     assert [e.reward for e in episodes] == pytest.approx(candidates.max(1).tolist(), abs=1e-6)
+
+
+def test_a_text_that_the_judge_abstained_from_is_not_the_best(ragged, tmp_path) -> None:
+    envs, policy = environment(ragged, tmp_path)
+    agent = BestOfN(policy, envs, 3)
+    seen: list[Any] = []
+
+    def shy(turns: Any) -> Any:
+        seen.extend(turns)
+        return [Score(math.nan if i % 3 == 0 else float(i % 3)) for i in range(len(turns))]
+
+    agent.feedback = shy
+    episodes = play(agent, envs, envs.example_ids)
+    assert [e.text for e in episodes] == [turn.text for turn in seen[2::3]]
+    agent.feedback = lambda turns: [Score(math.nan) for _ in turns]
+    with pytest.raises(LLMGymError, match="abstained from all 3 texts of 6 rows"):
+        play(agent, envs, envs.example_ids)
 
 
 def test_its_log_probabilities_are_the_policys(ragged, tmp_path) -> None:

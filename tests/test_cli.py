@@ -14,8 +14,10 @@ import pytest
 
 import llm_gym
 import tiny_task  # noqa: F401  # so that "tiny_task:..." can be imported by name
-from agents.evaluate import environment_arguments, find_policy, make_envs
+from agents.evaluate import PolicySource, environment_arguments, find_policy, make_envs
 from llm_gym.cli import main
+from llm_gym.data import load_examples
+from llm_gym.registration import find_task
 
 ENV = "TextSummary-v0"
 RULES = '{"brevity": -1.0, "repetition": {"weight": -0.5}}'
@@ -140,6 +142,8 @@ def test_hyperparams_reach_the_algorithm_and_the_policy(
         ("vf_coef:0.5", "hyper-parameter 'vf_coef' does not apply to rloo; it takes"),
         ("policy_kwargs.rank:4", "hyper-parameter 'policy_kwargs.rank' is unknown; the policy takes"),
         ("learning_rate:fast", "learning_rate='fast' is neither a number nor of the form lin_3e-4"),
+        ("learning_rate:-1", "learning_rate=-1.0 must be a positive number"),
+        ("n_epochs:0", "n_epochs=0 must be a positive integer"),
         ("learning_rate", "is not of the form KEY:VALUE"),
     ):
         other = asking("train", tiny_model, docs, "--steps", "1", "--algo", "rloo", "--out", str(tmp_path / "other"))
@@ -158,6 +162,8 @@ def test_resume_takes_everything_from_the_run(
     assert json.loads(captured.out[captured.out.rindex('{"env"') :])["updates"] == 2
     assert main(["train", "--resume", str(out), "--seed", "3"]) != 0
     assert "leave out seed=3" in capsys.readouterr().err
+    assert main(["train", "--resume", str(out), "--seed", "0"]) != 0  # what it would have been without
+    assert "leave out seed=0" in capsys.readouterr().err
     assert main(["train", "--steps", "2"]) != 0
     assert "which environment? Pass its id" in capsys.readouterr().err
     assert main(asking("train", tiny_model, docs, "--algo", "dreamer", "--out", str(tmp_path / "other"))) != 0
@@ -283,6 +289,17 @@ def test_score_prints_a_json_line_a_row_in_order(tmp_path: Path, capsys: pytest.
     assert rows[1]["parts"] == {"brevity": rows[1]["score"]}
 
 
+def test_a_text_of_a_conversation_is_scored_as_its_first_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = find_task("Dialogue-v0")
+    row = next(row for row in load_examples(None, "all", task) if row["id"] == "travel-mountain-hut")
+    path = write(tmp_path / "rows.jsonl", [{**row, "text": text} for text in ("Sleep in the attic.", "Good night.")])
+    assert main(["score", "Dialogue-v0", "--input", path, "--feedback", "goals", "--json"]) == 0
+    met, unmet = (json.loads(line)["score"] for line in capsys.readouterr().out.splitlines())
+    assert met > 0 == unmet
+
+
 def test_score_maps_columns_the_text_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "rows.jsonl", [{"dialogue": "Rain.", "output": "It rained.", "gold": "Rain came down."}])
     columns = ["document=dialogue", "text=output", "summary=gold"]
@@ -328,6 +345,11 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
         (["score", ENV], "required: --input"),
         (["score", ENV, "--input", "none.jsonl", "--feedback", "brevity"], "no such file"),
         (["fetch", "minilm"], "unknown model 'minilm'"),
+        (["evaluate", "./my_task:Headline-v0"], "unknown environment './my_task:Headline-v0'"),
+        (["play", ENV, "--policy", "TINY", "--tokenizer", "sp-1k"], "--tokenizer is for writing yourself"),
+        (["evaluate", ENV, "--policy", "random", "--temperature", "0.5"], "--temperature is for sampling a model"),
+        (["benchmark", "--seeds", "5", "report", "x"], "--seeds is for running a benchmark; leave it out with report"),
+        (["benchmark", "report", "x", "--markdown", "--json"], "leave out one"),
         (["play"], "--help"),
         ([], "--help"),
     ],
@@ -454,6 +476,17 @@ def test_an_agent_is_watched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     out = played(monkeypatch, capsys, "", *arguments)
     assert "── prompt" in out and "score" in out and "\033[31m" in out  # a random model thinks little of its tokens
     assert out == played(monkeypatch, capsys, "", *arguments)
+
+
+@pytest.mark.parametrize("policy", ["reference", "random"])
+def test_an_agent_that_is_no_model_is_watched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], policy: str
+) -> None:
+    # The tokenizer of a model is all that is needed of it.
+    monkeypatch.setattr("agents.evaluate.find_policy", lambda name: PolicySource("sp-1k", agent=name))
+    arguments = ["TextGeneration-v0", "--policy", policy, "--feedback", "length", "--seed", "3"]
+    out = played(monkeypatch, capsys, "", *arguments)
+    assert "── prompt" in out and "score" in out
 
 
 @pytest.mark.models

@@ -172,6 +172,17 @@ def test_columns_apply_to_the_bundled_corpus_too():
     assert all(len(example["document"]) < len(example["summary"]) for example in examples)
 
 
+def test_a_constant_split_holds_for_every_row_and_a_constant_id_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", documents(4, split="test"))
+    columns = {"split": "=train"}
+    assert [e["id"] for e in load_examples(path, "train", TASK, columns)] == ["d0", "d1", "d2", "d3"]
+    assert "has no test rows, only train: ask for one of these" in error(path, "test", columns)
+    assert "must be train, validation, test or all, not 'dev'" in error(path, "test", {"split": "=dev"})
+    assert "id='=d' gives every row the same id" in error(path, columns={"id": "=d"})
+    with pytest.raises(LLMGymError, match="--columns id=NAME"):
+        read_examples(path, TASK, {"id": "=d"})
+
+
 # --- what is wrong, and where -------------------------------------------------------------------------------
 
 

@@ -330,7 +330,11 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path, tiny_model) -> None:
 def test_what_cannot_be_is_an_error(tiny_model, tmp_path) -> None:
     for option, message in (
         ({"top_k": 1}, "top_k=1 leaves nothing to choose from"),
-        ({"exploration_final_eps": 1.5}, "epsilon=1.5 is a probability"),
+        ({"exploration_final_eps": 1.5}, "exploration_final_eps=1.5 must be from 0 to 1"),
+        ({"exploration_initial_eps": 2}, "exploration_initial_eps=2 must be from 0 to 1"),
+        ({"gradient_steps": 0}, "gradient_steps=0 must be a positive integer"),
+        ({"batch_size": 0}, "batch_size=0 must be a positive integer"),
+        ({"learning_starts": 9, "buffer_size": 8}, "learning_starts=9 is more than buffer_size=8 holds"),
         ({"advantage_scale": 0.0}, "scale=0.0 must be positive"),
         ({"n_step": 0}, "n_step=0 must be at least 1"),
         ({"tau": 0.0}, "tau=0.0 must be above 0"),

@@ -61,6 +61,43 @@ def test_a_missing_split_is_a_tenth_of_the_training_rows(tmp_path: Path) -> None
     ]
 
 
+def held_out(data: str, task: Any, columns: dict[str, str] | None = None) -> list[set[str]]:
+    """Return the values of the task's first column in each split."""
+    parts = [load_examples(data, split, task, columns) for split in ("train", "validation", "test")]
+    return [{example[task.required[0]] for example in part} for part in parts]
+
+
+def test_rows_with_the_same_value_of_a_nested_column_stay_together(tmp_path: Path) -> None:
+    rows = [
+        {"translation": {"en": f"Line {i}.", "de": f"Zeile {i}, Fassung {k}."}} for i in range(20) for k in range(4)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"source": "translation.en", "target": "translation.de", "languages": "=en-de"}
+    train, validation, test = held_out(str(tmp_path), Translation(), columns)
+    assert (len(train), len(validation), len(test)) == (16, 2, 2) and len(train | validation | test) == 20
+
+
+def test_rows_of_which_the_conversion_makes_the_same_stay_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = find_task("TextGeneration-v0")
+    folder = tmp_path / task.public["imdb"].name
+    folder.mkdir(parents=True)
+    rows = [{"text": f"{i}" + " word" * 70 + f" {k}", "label": "pos"} for i in range(20) for k in range(4)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, validation, test = held_out("imdb", task)
+    assert (len(train), len(validation), len(test)) == (16, 2, 2) and len(train | validation | test) == 20
+
+
+def test_a_constant_in_the_first_column_leaves_rows_apart(tmp_path: Path) -> None:
+    parts = [
+        load_examples(write(tmp_path / split, train=40), split, TASK, {"document": "=Same."})
+        for split in ("train", "validation", "test")
+    ]
+    assert [len(part) for part in parts] == [32, 4, 4]
+
+
 def test_a_hub_id_is_loaded_by_name(tmp_path: Path) -> None:
     """`datasets` prefers a local folder of that name, which stands in for the hub here."""
     write(tmp_path / "owner" / "rows", train=4, validation=1, test=1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.losses import bradley_terry, clipped_surrogate, generalised_jsd, group_advantages, kl
+from agents.losses import bradley_terry, clipped_surrogate, generalised_jsd, group_advantages, kl, whitened
 
 LOG2 = math.log(2)
 
@@ -99,6 +99,14 @@ def test_a_group_that_differs_in_nothing_but_placed_values_keeps_a_sane_scale() 
 
 def test_group_advantages_of_equal_rewards_are_exactly_zero() -> None:
     assert whole([-0.7] * 8, 4).tolist() == [0.0] * 8
+
+
+def test_rounding_is_not_whitened_into_an_advantage() -> None:
+    equal = whitened([torch.full((160,), 1.7), torch.full((320,), 1.7)])
+    noisy = whitened([1e-7 * torch.randn(480, generator=torch.Generator().manual_seed(0))])
+    assert max(values.abs().max() for values in (*equal, *noisy)) < 1e-5
+    spread = torch.cat(whitened([torch.tensor([1.0, 2.0]), torch.tensor([6.0])]))
+    assert spread.mean().abs() < 1e-6 and spread.std().item() == pytest.approx(1.0)
 
 
 def test_group_advantages_do_not_mix_groups() -> None:

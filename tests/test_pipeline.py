@@ -252,6 +252,8 @@ def test_corrupt_writes_pairs_of_a_split(docs, tmp_path, capsys):
     [
         (["sample", "Dialogue-v0"], "is a conversation"),
         (["corrupt", "Dialogue-v0"], "is a conversation"),
+        (["sample", "QuestionAnswering-v0"], "asks several questions about a source"),
+        (["sample", "TextSummary-v0", "--policy", "random", "--temperature", "0.5"], "--temperature is for sampling"),
         (["label", "lenght", "--texts", "x.jsonl"], "did you mean 'length'"),
         (["label", "length", "--texts", "x.jsonl"], "no such file"),
         (["train", "--data", "x.jsonl"], "no such file"),

@@ -20,7 +20,7 @@ from agents.reference import ReferenceAgent
 from agents.rollout import play
 from llm_gym.data import load_examples
 from llm_gym.data.files import write_jsonl
-from llm_gym.data.ratings import join
+from llm_gym.data.ratings import join, main
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.feedback.rules import words
@@ -216,6 +216,61 @@ def test_a_table_without_a_column_or_likes_is_an_error(tmp_path: Path) -> None:
         join(path, tmp_path / "out")
     with pytest.raises(LLMGymError, match="nobody in .* gave 8 titles 4.0 stars or more"):
         join(path, tmp_path / "out", columns={"user": "reader"})
+
+
+def few_ratings(path: Path, **changes: Any) -> Path:
+    """Write a table in which one person likes nine films, the last first by its time."""
+    rows = [
+        {"user": "a", "item": k, "title": f"Film {k}", "rating": 5, "when": 9 - k, "tags": "Drama"} for k in range(9)
+    ]
+    rows[3].update(changes)
+    write_jsonl(path, rows)
+    return path
+
+
+def test_columns_of_ones_own_must_be_known_and_there(tmp_path: Path) -> None:
+    path, out = few_ratings(tmp_path / "ratings.jsonl"), tmp_path / "out"
+    rows = load_examples(join(path, out, columns={"time": "when", "genres": "tags"}), "all", TASK)
+    assert rows[0]["held_out"] == ["Film 3", "Film 2", "Film 1", "Film 0"]
+    assert shared_catalogue(rows[0]["catalogue"]).items["Film 1"].genres == ("Drama",)
+    for columns, message in (
+        ({"reader": "user"}, "unknown column 'reader': known are user, item, title, rating, genres, time"),
+        ({"time": "date"}, "no column for 'time', only user.*--columns time=NAME"),
+        ({"genres": "kinds"}, "no column for 'genres', only user.*--columns genres=NAME"),
+    ):
+        with pytest.raises(LLMGymError, match=message):
+            join(path, out, columns=columns)
+    with pytest.raises(LLMGymError, match=f"{path} has no column for 'genres'"):
+        join(few_ratings(tmp_path / "more.jsonl", when=1), out, items=path, columns={"genres": "kinds"})
+
+
+@pytest.mark.parametrize("value", ["five", "", None, "nan", [5], 10**400], ids=lambda value: repr(value)[:8])
+def test_a_rating_or_time_that_is_no_number_is_an_error_with_its_row(tmp_path: Path, value: Any) -> None:
+    columns = {"time": "when"}
+    for name in ("rating", "when"):
+        path = few_ratings(tmp_path / "ratings.jsonl", **{name: value})
+        with pytest.raises(LLMGymError, match=f"{path}:4: column '{name}' must be a number, not ") as caught:
+            join(path, tmp_path / "out", columns=columns)
+        assert repr(value)[:30] in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_the_command_line_tells_each_mistake_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = few_ratings(tmp_path / "ratings.jsonl"), tmp_path / "file"
+    file.write_text("")
+    for arguments, code, message in (
+        ([str(path), str(tmp_path / "out"), "--columns", "user"], 2, "--columns takes NAME=COLUMN"),
+        ([str(tmp_path / "no.jsonl"), str(tmp_path / "out")], 1, "error: no such file"),
+        ([str(few_ratings(tmp_path / "bad.jsonl", rating="five")), str(tmp_path / "out")], 1, "not 'five'"),
+        ([str(path), str(file / "out")], 1, f"error: cannot write {file / 'out'}: Not a directory; give another"),
+    ):
+        monkeypatch.setattr("sys.argv", ["ratings", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        told = capsys.readouterr().err
+        assert caught.value.code == code and message in told and ("--columns takes" in told) is (code == 2)
+        assert code == 2 or told.count("\n") == 1
 
 
 # --- the corpus ---------------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from agents import make_vec_env
 from agents.evaluate import make_envs
 from agents.reference import ReferenceAgent
 from agents.rollout import play
+from llm_gym.errors import LLMGymError
 from llm_gym.feedback import build
 from llm_gym.registration import find_task
+from llm_gym.tasks import load_task
 
 IDS = list(llm_gym.ENVIRONMENTS)
 SMALL: dict[str, Any] = {"tokenizer": "sp-1k", "feedback": {"length": 0.1, "complete": 1.0, "repetition": -1.0}}
@@ -92,6 +94,13 @@ def test_the_second_judge_rates_a_reference_highest_and_training_reads_it_only_w
     assert task.verifiable or not build(task.feedback).reads_reference
     assert not set(task.feedback) & set(task.judge)
     json.dumps([task.feedback, task.judge])
+
+
+def test_a_path_instead_of_a_module_is_told() -> None:
+    with pytest.raises(LLMGymError, match=r"unknown environment './my_task:Mine-v0' .*expected 'module:Name-v0'"):
+        find_task("./my_task:Mine-v0")
+    with pytest.raises(LLMGymError, match=r"task './my_task:Mine' cannot be loaded .*expected 'package.module:TaskC"):
+        load_task("./my_task:Mine")
 
 
 @pytest.mark.parametrize("env_id", IDS)

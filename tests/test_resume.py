@@ -118,6 +118,17 @@ def test_a_run_goes_on_as_if_nothing_had_been(
     assert not [path for path in cut.rglob("*") if path.name.startswith(".")]
 
 
+def test_a_run_goes_on_from_where_its_watched_texts_were_written(
+    tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(asked(tmp_path / "whole", tiny_model, data, steps=12))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 10, written=True)
+        train(asked(tmp_path / "cut", tiny_model, data, steps=12))
+    resume(tmp_path / "cut")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_a_finished_run_can_be_made_longer(tmp_path: Path, tiny_model: str, data: str) -> None:
     train(asked(tmp_path / "long", tiny_model, data, steps=3))
     train(asked(tmp_path / "short", tiny_model, data, steps=2))
@@ -173,6 +184,11 @@ def test_what_cannot_be_gone_on_with_is_an_error(tmp_path: Path, tiny_model: str
             resume(tmp_path / "run")
     config.write_text(json.dumps(stored))
     newest = sorted((tmp_path / "run" / checkpoint.FOLDER).iterdir())[-1]
+    tensors = newest / "tensors.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LLMGymError, match="delete it to go on from an older checkpoint"):
+        resume(tmp_path / "run")
     (newest / "state.json").write_text("{")
     with pytest.raises(LLMGymError, match="delete it to go on from an older checkpoint"):
         resume(tmp_path / "run")

@@ -174,10 +174,8 @@ def test_a_collection_of_ones_own(tmp_path: Path) -> None:
         load_examples(needs, "all", TASK)
 
 
-def test_the_layout_of_beir_is_joined_by_the_real_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    data = tmp_path / "scifact"
+def write_beir(data: Path, *without: str) -> str:
+    """Write a data set of BEIR's layout, whose judgements lack some columns."""
     (data / "qrels").mkdir(parents=True)
     (data / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: qrels/train.jsonl}\n"
@@ -196,12 +194,38 @@ def test_the_layout_of_beir_is_joined_by_the_real_loader(tmp_path: Path, monkeyp
         ],
     }
     for name, rows in tables.items():
-        (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    needs = beir.join(str(data), tmp_path / "joined")
+        kept = [{column: value for column, value in row.items() if column not in without} for row in rows]
+        (data / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return str(data)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_the_layout_of_beir_is_joined_by_the_real_loader(tmp_path: Path, cache: None) -> None:
+    needs = beir.join(write_beir(tmp_path / "scifact"), tmp_path / "joined")
     test = load_examples(needs, "test", TASK)
     assert [(e["id"], e["need"], e["relevant"]) for e in test] == [("1", "Need 1", ["b", "c"])]
     assert [e["id"] for e in load_examples(needs, "train", TASK)] == ["0"]
     assert search(test[0], "baker")[0].id == "b"
+
+
+def test_another_layout_or_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, cache: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for column in ("score", "query-id", "corpus-id"):
+        with pytest.raises(LLMGymError, match=f"config 'default' of data set .* has no {column}; give one of BEIR's"):
+            beir.join(write_beir(tmp_path / column, column), tmp_path / "joined")
+    with pytest.raises(LLMGymError, match="config 'corpus' of data set .* has no text"):
+        beir.join(write_beir(tmp_path / "text", "text"), tmp_path / "joined")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["beir", write_beir(tmp_path / "scifact"), str(tmp_path / "file" / "out")])
+    with pytest.raises(SystemExit, match="1"):
+        beir.main()
+    assert "out: Not a directory; give another folder\n" in capsys.readouterr().err
 
 
 # --- the corpus ---------------------------------------------------------------------------------------------

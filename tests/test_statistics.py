@@ -105,6 +105,11 @@ def test_interval_is_the_same_for_the_same_seed_and_undefined_for_one_value():
     assert all(np.isnan(end) for end in interval(np.array([1.0])))
 
 
+def test_interval_of_what_is_not_finite_or_not_there_is_undefined():
+    for values in ([1.0, np.nan, 2.0], [np.nan, np.nan], [1.0, np.inf], []):
+        assert all(np.isnan(end) for end in interval(np.array(values)))
+
+
 def test_interval_of_equal_values_has_no_width():
     assert interval(np.full(9, 0.25)) == (0.25, 0.25)
 

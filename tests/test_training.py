@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
 import tiny_task
+from agents import GRPO, checkpoint
 from agents.algorithms import hyperparameters
-from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs
+from agents.evaluate import environment_arguments, evaluate, find_policy, load_policy, make_envs, trained_on
 from agents.progress import Progress, line
 from agents.recorder import Limit
+from agents.report import documents_table
 from agents.training import TrainArguments, resume, train
+from llm_gym.data import load_examples
 from llm_gym.errors import LLMGymError
 
 ENV = "tiny_task:TinySummary-v0"
@@ -229,6 +236,63 @@ def test_a_run_that_fails_later_keeps_whole_files_and_its_adapter(
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 1
     assert find_policy(str(tmp_path / "run")).adapter
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]
+
+
+def test_a_run_that_diverges_keeps_its_checkpoint_and_no_broken_adapter(
+    tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descend = GRPO._descend
+
+    def breaking(self: GRPO) -> float:
+        norm = descend(self)
+        if checkpoint.checkpoints(tmp_path / "run"):
+            with torch.no_grad():
+                next(p for p in self.policy.parameters() if p.requires_grad).fill_(float("nan"))
+            return float("nan")
+        return norm
+
+    def record(self: GRPO, logged: dict[str, float], samples: list[Any]) -> None:
+        whole(self, {**logged, "loss": float("nan") if checkpoint.checkpoints(tmp_path / "run") else 0.0}, samples)
+
+    whole = GRPO._record
+    monkeypatch.setattr(GRPO, "_descend", breaking)
+    monkeypatch.setattr(GRPO, "_record", record)
+    with pytest.raises(LLMGymError, match="training diverged, loss is nan"):
+        run(tmp_path, tiny_model, data)
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "run")] == ["00000001"]
+
+
+def test_a_run_goes_on_where_the_feedback_abstains_from_a_text(tmp_path: Path, tiny_model: str, data: str) -> None:
+    task = tiny_task.TinySummary()
+    ids = [load_examples(data, split, task)[0]["id"] for split in ("validation", "test")]
+    shy = json.dumps({"tiny_task:Shy": {"weight": 1.0, "ids": ids}, "brevity": -1.0})
+    done = run(tmp_path, tiny_model, data, feedback=shy)
+    scores = [row["score"] for row in lines(done.folder / "samples.jsonl")]
+    assert None in scores and all(text["score_before"] is None or text["before"] for text in done.report["texts"])
+    feedback = next(change for change in done.report["changes"] if change["measure"] == "feedback")
+    assert 0 < feedback["documents"] < done.report["documents"]
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(documents_table(done.report, done.sources, 24))
+    assert "none: the feedback abstained" in shown.getvalue()
+
+
+def test_a_rank_that_would_not_be_used_is_an_error(grpo: Any, tmp_path: Path, tiny_model: str, data: str) -> None:
+    with pytest.raises(LLMGymError, match="policy_kwargs.lora:4 does not apply: the adapter gone on with has its own"):
+        run(tmp_path, str(grpo.folder), data, hyperparams={"policy_kwargs.lora": 4})
+    both = {"policy_kwargs.lora": 4, "policy_kwargs.last_layers": 1}
+    with pytest.raises(LLMGymError, match="policy_kwargs.lora:4 does not apply where last_layers=1; leave out one"):
+        run(tmp_path, tiny_model, data, hyperparams=both)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_was_trained_on_is_known_through_the_runs_before_it(
+    grpo: Any, tmp_path: Path, tiny_model: str, data: str
+) -> None:
+    other = documents(tmp_path / "other.jsonl", references=True)
+    second = run(tmp_path, str(grpo.folder), other, steps=1)
+    assert trained_on(find_policy(str(second.folder))) == {os.path.realpath(data), os.path.realpath(other)}
+    assert trained_on(find_policy(tiny_model)) == set()
 
 
 def test_an_unfinished_run_is_no_policy(tmp_path: Path) -> None:

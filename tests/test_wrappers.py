@@ -273,6 +273,20 @@ def test_environments_share_a_folder_and_what_is_cut_off_has_no_record(settings,
     assert len(rows) == 2 and rows[0] == rows[1] == json.loads(env.unwrapped.episode.to_json())
 
 
+def test_what_the_feedback_abstains_from_has_no_record(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.Picky, "refused", {"doc-0"})
+    env = RecordTexts(single(settings, feedback={"tiny:Picky": 1.0}), str(tmp_path))
+    env.reset(options={"example": "doc-0"})
+    with pytest.raises(LLMGymError, match="abstained from example 'doc-0'"):
+        for _ in range(6):
+            env.step(50)
+    env.reset(options={"example": "doc-1"})
+    while not env.step(50)[2]:
+        pass
+    rows = [row for _, row in read_rows(tmp_path / "episodes.jsonl")]
+    assert [(row["example"]["id"], row["reward"] is None) for row in rows] == [("doc-1", False)]
+
+
 def test_records_are_of_whole_replies_too(settings, tmp_path):
     env = RecordTexts(TextActions(single(settings)), str(tmp_path))
     env.reset(seed=0)

@@ -51,6 +51,16 @@ class Rising(Scorer):
         return [type(self).calls + 0.1 * i for i in range(len(episodes))]
 
 
+class Shy(Scorer):
+    """Abstains from some examples."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[float | None]:
+        return [None if e.example["id"] in self.ids else float(len(e.text)) for e in episodes]
+
+
 COLOURS = ("red", "green", "greenish", "dark red", "dark blue", "grey")
 
 

@@ -107,7 +107,8 @@ def _train(cell: Cell, plan: Plan, contestant: Contestant, progress: Progress) -
             seed=cell.seed,
             out=str(cell.folder),
         )
-        report = train(asked, progress).report
+        # All agents meet the task's own data and feedback, whatever the run that is gone on with was trained on.
+        report = train(asked, progress, replace(contestant.source, config=None)).report
     evaluation = read_evaluation(cell, TEXTS)
     temperature = json.loads((cell.folder / CONFIG).read_text(encoding="utf-8"))["policy"]["temperature"]
     with progress.stage("measuring how far the policy has gone"):
@@ -146,7 +147,7 @@ def _play(cell: Cell, plan: Plan, contestant: Contestant, progress: Progress) ->
         return evaluation, {**facts, "kl_at_most": round(bound(contestant.best_of), 4)}
     if cell.agent == UNTRAINED:
         return evaluation, {**facts, "kl": 0.0}
-    if source.config and source.config["policy"]["model"] == find_policy(plan.policy).model:
+    if not contestant.greedy and source.config and source.config["policy"]["model"] == find_policy(plan.policy).model:
         facts["kl"] = _divergence(cell, plan, contestant, evaluation, source.temperature)
     return evaluation, facts
 

@@ -10,11 +10,11 @@ import yaml
 
 from llm_gym.cli import benchmark, pipeline
 from llm_gym.cli import commands as run
+from llm_gym.cli.environment import DEFAULT_POLICY
 from llm_gym.cli.feedback import validate_command
 from llm_gym.cli.play import play_command
 from llm_gym.errors import LLMGymError
 
-DEFAULT_POLICY = "smollm2-135m"
 ALGOS = ("grpo", "rloo", "reinforce", "ppo", "a2c", "sft", "dpo", "distillation", "dqn", "sb3-ppo", "sb3-a2c")
 
 
@@ -36,7 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     training = _command(commands, "train", run.train_command, "train a policy and report on it")
     _environment(training, optional=True)
-    training.add_argument("--algo", metavar="NAME", default="grpo", help=f"one of {', '.join(ALGOS)} (default: grpo)")
+    # No defaults here: `--resume` takes none of these, not even one that equals what would have been the default.
+    training.add_argument("--algo", metavar="NAME", help=f"one of {', '.join(ALGOS)} (default: grpo)")
     training.add_argument(
         "--hyperparams",
         nargs="+",
@@ -47,14 +48,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="other hyper-parameters than the algorithm's own, such as learning_rate:lin_3e-4 policy_kwargs.lora:8",
     )
     training.add_argument(
-        "--policy", default=DEFAULT_POLICY, metavar="NAME|FOLDER", help="model name, model folder or run folder"
+        "--policy", metavar="NAME|FOLDER", help=f"model name, model folder or run folder (default: {DEFAULT_POLICY})"
     )
     _temperature(training)
     length = training.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive(int), metavar="N", help="training updates")
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="minutes of training (default: 10)")
     length.add_argument("--tokens", type=_positive(int), metavar="N", help="tokens to write in training")
-    training.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    training.add_argument("--seed", type=_seed, metavar="SEED", help="default: 0")
     training.add_argument(
         "--early-stop", action="store_true", help="stop once training feedback rises while the second judge falls"
     )
@@ -92,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     _environment(playing)
     playing.add_argument("--example", metavar="ID", help="the example (default: drawn by the seed)")
     playing.add_argument("--policy", metavar="NAME|RUN", help="watch this policy instead of writing yourself")
-    playing.add_argument("--tokenizer", default=DEFAULT_POLICY, metavar="NAME", help=f"default: {DEFAULT_POLICY}")
+    playing.add_argument("--tokenizer", metavar="NAME", help=f"in which you write (default: {DEFAULT_POLICY})")
     playing.add_argument("--split", choices=("train", "validation", "test", "all"), default="all", help="default: all")
     playing.add_argument("--seed", type=_seed, default=0, help="default: 0")
 
@@ -127,11 +128,15 @@ def _benchmark(commands: Any) -> None:
     running.add_argument("--out", metavar="DIR", help="folder; one that was begun is gone on with, and may grow")
     commands = running.add_subparsers(title="commands", metavar="COMMAND")
 
-    comparing = _command(commands, "compare", benchmark.compare_command, "say what changed from one to another")
+    # A flag of the command above that is not given here keeps its value.
+    inner = {"default": argparse.SUPPRESS}
+    comparing = _command(commands, "compare", benchmark.compare_command, "say what changed from one to another", inner)
     comparing.add_argument("first", metavar="A", help="folder of a benchmark")
     comparing.add_argument("second", metavar="B", help="folder of another")
 
-    reporting = _command(commands, "report", benchmark.report_command, "write the report anew, and print its tables")
+    reporting = _command(
+        commands, "report", benchmark.report_command, "write the report anew, and print its tables", inner
+    )
     reporting.add_argument("folder", metavar="DIR", help="folder of a benchmark, or a results.json of one")
     reporting.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
 
@@ -190,9 +195,11 @@ def _examples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="what is written, JSONL")
 
 
-def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, function: Any, summary: str, json: dict[str, Any] | None = None
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON for machines", **(json or {}))
     parser.set_defaults(command=function)
     return parser
 

@@ -31,6 +31,9 @@ def report_command(arguments: argparse.Namespace) -> None:
     """Write a benchmark's report anew, and print its tables; of a `results.json` that was kept, only print them."""
     from agents.benchmark.report import markdown, read_summary, write_report
 
+    _leave_out(arguments, "report")
+    if arguments.markdown and arguments.json:
+        raise LLMGymError("--markdown and --json are two ways to print the same; leave out one")
     place = Path(arguments.folder)
     summary = read_summary(place) if place.suffix == ".json" else write_report(place)
     if arguments.markdown:
@@ -43,6 +46,7 @@ def compare_command(arguments: argparse.Namespace) -> None:
     """Print what changed between two benchmarks."""
     from agents.benchmark.compare import compare, table
 
+    _leave_out(arguments, "compare")
     report = compare(Path(arguments.first), Path(arguments.second))
     if arguments.json:
         print_json(report)
@@ -55,6 +59,13 @@ def compare_command(arguments: argparse.Namespace) -> None:
         if report[name]:
             print(f"only in {where}: {', '.join(report[name])}")
     print("Intervals: bootstrap over documents, paired, and over seeds, apart; with one seed, over documents alone.")
+
+
+def _leave_out(arguments: argparse.Namespace, command: str) -> None:
+    """Make sure that nothing was passed of what runs a benchmark."""
+    for name in (*SETTINGS, "preset", "out"):
+        if getattr(arguments, name) is not None:
+            raise LLMGymError(f"--{name} is for running a benchmark; leave it out with {command}")
 
 
 def _settings(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import importlib
 import inspect
 import json
 import math
+import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -105,24 +106,10 @@ def _trained(arguments: argparse.Namespace) -> list[Any]:
     find_task(arguments.id)  # a slip in the name is told at once
     from agents.training import TrainArguments, train
 
-    asked = TrainArguments(
-        env=arguments.id,
-        algo=arguments.algo,
-        policy=arguments.policy,
-        data=arguments.data,
-        columns=dict(arguments.columns),
-        feedback=arguments.feedback,
-        partner=arguments.partner,
-        instruction=arguments.instruction,
-        temperature=arguments.temperature,
-        steps=arguments.steps,
-        minutes=arguments.minutes,
-        tokens=arguments.tokens,
-        seed=arguments.seed,
-        hyperparams=dict(arguments.hyperparams),
-        early_stop=arguments.early_stop,
-        out=arguments.out,
-    )
+    names = [field.name for field in fields(TrainArguments) if field.name not in ("env", "columns", "hyperparams")]
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    changes: dict[str, Any] = {"columns": dict(arguments.columns), "hyperparams": dict(arguments.hyperparams)}
+    asked = TrainArguments(env=arguments.id, **changes, **given)
     if arguments.chain is None:
         return [train(asked)]
     from agents.chain import train_chain
@@ -159,17 +146,12 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     """Let a policy write texts, and print each with its score, and the mean."""
     task = find_task(arguments.id)
     from agents import evaluate as evaluation
-    from llm_gym.cli.environment import environment_asked
+    from llm_gym.cli.environment import at_temperature, environment_asked
     from llm_gym.data import load_examples
 
-    source = evaluation.find_policy(arguments.policy)
-    if arguments.temperature is not None:
-        if arguments.greedy or source.agent:
-            raise LLMGymError("--temperature is for sampling a model; leave it out with --greedy, reference and random")
-        source = replace(source, temperature=arguments.temperature)
+    source = at_temperature(evaluation.find_policy(arguments.policy), arguments.temperature, arguments.greedy)
     env_kwargs = environment_asked(arguments, source)
-    trained_on = source.config["env_kwargs"]["data"] if source.config else None
-    foreign = arguments.data is not None and env_kwargs["data"] != trained_on
+    foreign = arguments.data is not None and os.path.realpath(env_kwargs["data"]) not in evaluation.trained_on(source)
     split = arguments.split or ("all" if foreign else "test")
     examples = load_examples(env_kwargs["data"], split, task, env_kwargs["columns"])
     ids = evaluation.held_out([example["id"] for example in examples], arguments.n or evaluation.HELD_OUT)
@@ -196,19 +178,23 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 def _print_scores(
     arguments: argparse.Namespace, facts: dict[str, Any], items: list[dict[str, Any]], columns: dict[str, Any]
 ) -> None:
+    import numpy as np
+
     from llm_gym.statistics import interval
 
     means = {}
     for name, values in columns.items():
-        low, high = interval(values)
+        told = values[np.isfinite(values)]  # of the others the feedback or the judge says nothing
+        low, high = interval(told)
         known = math.isfinite(low)
-        means[name] = {"mean": float(values.mean()), "low": low if known else None, "high": high if known else None}
+        mean = float(told.mean()) if len(told) else None
+        means[name] = {"mean": mean, "low": low if known else None, "high": high if known else None}
     if arguments.json:
         print_json({**facts, "documents": len(items), **means.pop("feedback"), "measures": means, "items": items})
         return
     _print_items(items)
     rows = [
-        [_label(name), f"{row['mean']:.3f}", "" if row["low"] is None else _span(row)] for name, row in means.items()
+        [_label(name), _shown(row["mean"]), "" if row["low"] is None else _span(row)] for name, row in means.items()
     ]
     print_table(f"over {len(items)} documents, split {facts['split']}", ["", "mean", "95 % interval"], rows)
 
@@ -240,7 +226,9 @@ def score_command(arguments: argparse.Namespace) -> None:
                 f"{arguments.input}:{row.number}: column {text_column!r} is {state}; "
                 "every row needs the text to be scored (another column with --columns text=NAME)"
             )
-        episodes.append(task.episode(row.example, text, finish_reason="stop"))
+        # In a conversation the text is the first thing that the agent says.
+        turns = [*task.opening(row.example), {"role": "agent", "text": text}] if task.max_turns > 1 else []
+        episodes.append(task.episode(row.example, text, finish_reason="stop", turns=turns))
     scores = [score for start in range(0, len(episodes), BATCH) for score in feedback(episodes[start : start + BATCH])]
     items = [
         {"id": e.example["id"], "score": _known(score.value), "parts": {n: _known(v) for n, v in score.parts.items()}}

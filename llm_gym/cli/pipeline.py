@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
+from llm_gym.cli.environment import at_temperature
 from llm_gym.cli.feedback import cell
 from llm_gym.cli.printing import print_json
 from llm_gym.errors import LLMGymError
@@ -23,9 +23,7 @@ def sample_command(arguments: argparse.Namespace) -> None:
     from llm_gym.data.files import new_file, write_jsonl
 
     out = new_file(arguments.out)
-    source = evaluation.find_policy(arguments.policy)
-    if arguments.temperature is not None:
-        source = dataclasses.replace(source, temperature=arguments.temperature)
+    source = at_temperature(evaluation.find_policy(arguments.policy), arguments.temperature)
     # Nothing is scored yet: the length of a text costs nothing.
     env_kwargs = evaluation.environment_arguments(
         arguments.id, source, arguments.data, dict(arguments.columns), feedback="length"
@@ -106,13 +104,17 @@ def _task(env_id: str) -> Task:
     """Return a task whose texts can be compared.
 
     Raises:
-        LLMGymError: It is a conversation.
+        LLMGymError: It is a conversation, or its texts answer more than their source, which alone is compared.
     """
     task = find_task(env_id)
     if task.max_turns > 1:
         raise LLMGymError(
             f"{env_id} is a conversation, whose texts answer different lines and cannot be compared; "
             "choose a task of one turn"
+        )
+    if "question" in task.required:
+        raise LLMGymError(
+            f"{env_id} asks several questions about a source, whose answers cannot be compared; choose another task"
         )
     return task
 

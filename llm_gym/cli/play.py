@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_gym.cli.environment import environment_asked
+from llm_gym.cli.environment import DEFAULT_POLICY, environment_asked
 from llm_gym.envs.render import WIDTH, printable
 from llm_gym.errors import LLMGymError
 
@@ -21,7 +21,9 @@ def play_command(arguments: argparse.Namespace) -> None:
     from llm_gym.registration import find_task
 
     find_task(arguments.id)
-    source = evaluation.find_policy(arguments.policy or arguments.tokenizer)
+    if arguments.policy and arguments.tokenizer:
+        raise LLMGymError("--tokenizer is for writing yourself: a policy speaks its own; leave it out with --policy")
+    source = evaluation.find_policy(arguments.policy or arguments.tokenizer or DEFAULT_POLICY)
     env_kwargs = environment_asked(arguments, source)
     watching = arguments.policy is not None
     shown = watching and not arguments.json
@@ -31,7 +33,8 @@ def play_command(arguments: argparse.Namespace) -> None:
     envs.reset(options={"example": arguments.example or envs.example_ids[arguments.seed % len(envs.example_ids)]})
     tell = _tell_json if arguments.json else _tell
     if watching:
-        with evaluation.sampling_from(policy := evaluation.load_policy(source, envs), arguments.seed):
+        policy = evaluation.load_policy(source, envs, seed=arguments.seed)
+        with evaluation.sampling_from(policy, arguments.seed):
             _watch(policy, envs, tell)
     else:
         _converse(envs, tell, arguments.json)
@@ -42,8 +45,8 @@ def play_command(arguments: argparse.Namespace) -> None:
 def _watch(policy: Any, envs: Any, tell: Callable[[Any, str | None], None]) -> None:
     """Show an agent's text, on a terminal every token as it comes, coloured by its log-probability."""
     while not envs.done[0]:
-        tokens, log_probs = policy.act(envs.observation(), np.array([0]))
-        ended = envs.write(np.array([0]), tokens, log_probs)
+        tokens, log_probs = policy.write(envs.observation(), np.array([0]), 1)
+        ended = envs.write(np.array([0]), tokens[:, 0], log_probs[:, 0])
         if envs.render_mode and (len(ended) or sys.stdout.isatty()):
             envs.render()
         if len(ended):

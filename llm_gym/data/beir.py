@@ -33,9 +33,10 @@ def join(name: str, folder: str | Path) -> Path:
     """
     folder = Path(folder).absolute()
     documents = folder / "documents.jsonl"
-    corpus, texts = _rows(name, "corpus"), {row["_id"]: row["text"] for row in _rows(name, "queries")}
+    corpus, queries = (_table(name, config, {"_id", "text"}) for config in ("corpus", "queries"))
+    texts = {row["_id"]: row["text"] for part in queries.values() for row in part}
     needs = []
-    for split, part in load_hub(f"{name}:default").items():
+    for split, part in _table(name, "default", {"query-id", "corpus-id", "score"}).items():
         relevant: dict[str, list[str]] = {}
         for row in part:
             if row["score"] > 0 and row["query-id"] in texts:
@@ -45,17 +46,25 @@ def join(name: str, folder: str | Path) -> Path:
             needs.append({**row, "split": SPLITS.get(split, "test")})
     if not needs:
         raise LLMGymError(f"data set {name!r} judges no document relevant; give one of BEIR's layout")
-    kept = ({"id": row["_id"], "title": row.get("title") or "", "text": row["text"]} for row in corpus)
+    kept = (
+        {"id": row["_id"], "title": row.get("title") or "", "text": row["text"]}
+        for part in corpus.values()
+        for row in part
+    )
     write_jsonl(documents, kept)
     write_jsonl(folder / "needs.jsonl", needs)
     return folder / "needs.jsonl"
 
 
-def _rows(name: str, config: str) -> list[dict[str, Any]]:
-    rows = [row for part in load_hub(f"{name}:{config}").values() for row in part]
-    if missing := {"_id", "text"} - set(rows[0] if rows else ()):
-        raise LLMGymError(f"config {config!r} of data set {name!r} has no {', '.join(sorted(missing))}")
-    return rows
+def _table(name: str, config: str, columns: set[str]) -> Any:
+    """Return the rows of a config by split; each split has `columns`."""
+    parts = load_hub(f"{name}:{config}")
+    for part in parts.values():
+        if missing := columns - set(part.column_names):
+            raise LLMGymError(
+                f"config {config!r} of data set {name!r} has no {', '.join(sorted(missing))}; give one of BEIR's layout"
+            )
+    return parts
 
 
 def main() -> None:
@@ -68,6 +77,8 @@ def main() -> None:
         print(join(arguments.name, arguments.folder))
     except LLMGymError as error:
         parser.exit(1, f"error: {error}\n")
+    except OSError as error:
+        parser.exit(1, f"error: cannot write {arguments.folder}: {error.strerror or error}; give another folder\n")
 
 
 if __name__ == "__main__":

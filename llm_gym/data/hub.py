@@ -60,16 +60,16 @@ def load_hub(name: str) -> Any:
         ) from error
 
 
-def read_hub(name: str, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_hub(name: str, group: Callable[[dict[str, Any]], Any] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read all splits of a data set; nothing in it is executed.
 
     A `split` column says where each row belongs; numbered classes are given by their names. A data set without a test
-    or validation split gives a tenth of its training rows to each that it lacks, chosen by a hash of the row, or of its
-    value of the column `group`.
+    or validation split gives a tenth of its training rows to each that it lacks, chosen by a hash of the row, or of
+    what `group` returns for it.
 
     Args:
         name: `owner/name`, `owner/name:config`, or a local folder of JSONL, CSV or Parquet files by split.
-        group: Rows that have the same value of this column stay together, such as questions about one passage.
+        group: Rows for which it returns the same value stay together, such as questions about one passage.
 
     Returns:
         An iterator of (row number from 1, row).
@@ -98,13 +98,15 @@ def _class_names(row: dict[str, Any], features: Any) -> dict[str, Any]:
     }
 
 
-def _completed(rows: list[dict[str, Any]], group: str | None) -> list[dict[str, Any]]:
+def _completed(rows: list[dict[str, Any]], group: Callable[[dict[str, Any]], Any] | None) -> list[dict[str, Any]]:
     """Move a tenth of the training rows into each split that is missing."""
     missing = [split for split in ("test", "validation") if all(row["split"] != split for row in rows)]
+    if not missing:
+        return rows
     groups: dict[bytes, list[dict[str, Any]]] = {}
     for row in rows:
         if row["split"] == "train":
-            groups.setdefault(_digest(row[group] if group in row else row), []).append(row)
+            groups.setdefault(_digest(group(row) if group else row), []).append(row)
     share = max(1, sum(map(len, groups.values())) // 10)
     order = iter(sorted(groups))
     for split in missing:

@@ -12,6 +12,7 @@ Reviews). The columns of these three are known; other tables' are named by `--co
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,29 @@ def join(
         The path of `users.jsonl`.
 
     Raises:
-        LLMGymError: A table cannot be read, lacks a column, or nobody in it likes enough.
+        LLMGymError: A table cannot be read or lacks a column, `columns` has an unknown name, a rating or time is no
+            number, or nobody likes enough.
     """
-    folder = Path(folder).absolute()
-    ratings = [row for _, row in read_data(data)]
-    about = {} if items is None else _by_number([row for _, row in read_data(items)], columns or {})
+    folder, columns = Path(folder).absolute(), columns or {}
+    if unknown := [name for name in columns if name not in NAMES]:
+        raise LLMGymError(f"unknown column {unknown[0]!r}: known are {', '.join(NAMES)}; write --columns user=NAME")
+    ratings = list(read_data(data))
+    described = ratings if items is None else list(read_data(items))
+    if "genres" in columns:
+        _column(described[0][1], "genres", columns, data if items is None else items)
+    about = {} if items is None else _by_number([row for _, row in described], columns)
     titles: dict[str, dict[str, str]] = {}
     people: dict[str, dict[str, float]] = {}
-    user, rating, item = (_column(ratings[0], name, columns or {}, data) for name in ("user", "rating", "item"))
-    when = (columns or {}).get("time", NAMES["time"][0])
-    for given in sorted(ratings, key=lambda row: float(row[when])) if when in ratings[0] else ratings:
-        described = about.get(str(given[item]), {}) if items is not None else _described(given, columns or {}, data)
-        if described.get("title"):
-            titles.setdefault(described["title"], described)
-            people.setdefault(str(given[user]), {})[described["title"]] = float(given[rating])
+    first = ratings[0][1]
+    user, rating, item = (_column(first, name, columns, data) for name in ("user", "rating", "item"))
+    when = _column(first, "time", columns, data) if "time" in columns else NAMES["time"][0]
+    if when in first:
+        ratings.sort(key=lambda numbered: _number(data, numbered[0], numbered[1], when))
+    for number, given in ratings:
+        thing = about.get(str(given[item]), {}) if items is not None else _described(given, columns, data)
+        if thing.get("title"):
+            titles.setdefault(thing["title"], thing)
+            people.setdefault(str(given[user]), {})[thing["title"]] = _number(data, number, given, rating)
     rows = [row for name, stars in people.items() if (row := _person(name, stars, folder / "items.jsonl"))]
     if not rows:
         raise LLMGymError(f"nobody in {data} gave {2 * HELD_OUT} titles {LIKED} stars or more; give more ratings")
@@ -108,6 +118,17 @@ def _column(row: dict[str, Any], name: str, columns: Mapping[str, str], data: An
     raise LLMGymError(f"{data} has no column for {name!r}, only {', '.join(row)}; write --columns {name}=NAME")
 
 
+def _number(data: Any, number: int, row: dict[str, Any], column: str) -> float:
+    value = row.get(column)
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise LLMGymError(f"{data}:{number}: column {column!r} must be a number, not {value!r:.40}; mend the row")
+    return found
+
+
 def main() -> None:
     """Turn one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,11 +139,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         columns = dict(pair.split("=", 1) for pair in arguments.columns)
-        print(join(arguments.data, arguments.folder, arguments.items, columns))
     except ValueError:
         parser.error("--columns takes NAME=COLUMN, such as user=reader")
+    try:
+        print(join(arguments.data, arguments.folder, arguments.items, columns))
     except LLMGymError as error:
         parser.exit(1, f"error: {error}\n")
+    except OSError as error:
+        parser.exit(1, f"error: cannot write {arguments.folder}: {error.strerror or error}; give another folder\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,8 +84,9 @@ def load_examples(
         split: One of `train`, `validation`, `test`, `all`.
         task: Names the columns, and the bundled corpus.
         columns: The file's name of a column by the task's name of it, such as `{"document": "dialogue"}`. A dot
-            leads into an object, `{"source": "translation.de"}`; `{"languages": "=de-en"}` is a value for every row.
-            The task knows the columns of its `public` data sets; what is given here goes before.
+            leads into an object, `{"source": "translation.de"}`; `{"languages": "=de-en"}` is a value for every row,
+            which `id` cannot have. The task knows the columns of its `public` data sets; what is given here goes
+            before.
 
     Returns:
         A dict for each example, in the file's order: `id` (a string, `row-<line>` where the row has none),
@@ -108,11 +109,11 @@ def load_examples(
     lines: dict[str, int] = {}
     marks: list[tuple[int, Any]] = []
     ranks: list[tuple[bytes, bytes]] = []
-    divided = False
+    divided = column.startswith(CONSTANT)
     for row in iter_examples(data, task, columns):
         _check_unique(path, row, lines)
         divided |= column in row.raw
-        marks.append((row.number, row.raw.get(column)))
+        marks.append((row.number, _value(row.raw, column)))
         ranks.append(_rank(row, task, id_column))
         store.append(row.example)
     if divided:
@@ -124,7 +125,10 @@ def load_examples(
     chosen = [place for place, name in enumerate(names) if name in (split, "all") or split == "all"]
     if not chosen:
         held = ", ".join(name for name in SPLITS if name in names)
-        raise LLMGymError(f"{path} has no {split} rows, only {held}: mark some in its column {column!r}")
+        raise LLMGymError(
+            f"{path} has no {split} rows, only {held}: ask for one of these, or mark some in a column "
+            "(--columns split=NAME)"
+        )
     return store.pick(chosen)
 
 
@@ -156,6 +160,8 @@ def iter_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
                 f"unknown column {name!r}: task {task.name!r} has {', '.join(known)}; "
                 f"write --columns {task.required[0]}=NAME"
             )
+    if columns.get("id", "").startswith(CONSTANT):
+        raise LLMGymError(f"id={columns['id']!r} gives every row the same id: name a column with --columns id=NAME")
     group = columns.get(task.required[0], task.required[0])
     present = list(dict.fromkeys(name for _, row in _converted(path, group, known_set) for name in row))
     for name in dict.fromkeys((*task.required, *columns)):
@@ -170,11 +176,19 @@ def iter_examples(path: str | Path, task: Task, columns: Mapping[str, str] | Non
 
 
 def _converted(path: Path, group: str, known: HubData) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the numbered rows with what the data set's conversion makes of each, but those it makes nothing of."""
-    for number, raw in read_data(path, group):
-        made = known.convert(raw) if known.convert else {}
-        if made is not None:
-            yield number, _flat({**raw, **made})
+    """Yield the numbered rows as `_made` returns them; those with the same value of the column `group` stay together.
+
+    Where there is no such column, as `group` may be a constant, only equal rows do.
+    """
+    for number, raw in read_data(path, lambda raw: (_made(raw, known) or raw).get(group, raw)):
+        if (row := _made(raw, known)) is not None:
+            yield number, row
+
+
+def _made(raw: dict[str, Any], known: HubData) -> dict[str, Any] | None:
+    """Return the row, flat, with what the data set's conversion makes of it; None where that makes nothing of it."""
+    made = known.convert(raw) if known.convert else {}
+    return None if made is None else _flat({**raw, **made})
 
 
 def _resolved(
@@ -188,10 +202,12 @@ def _resolved(
     return known.name, {**known.columns, **(columns or {})}, known
 
 
-def read_data(data: str | Path, group: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_data(
+    data: str | Path, group: Callable[[dict[str, Any]], Any] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Return the numbered rows of a file, a hub data set or a folder; a file of that name goes first.
 
-    Where a data set lacks a split, rows with the same value of its column `group` stay together.
+    Where a data set lacks a split, rows for which `group` returns the same value stay together.
     """
     path = Path(data)
     if os.path.isdir(path) or (
@@ -199,6 +215,10 @@ def read_data(data: str | Path, group: str | None = None) -> Iterator[tuple[int,
     ):
         return read_hub(str(data), group)
     return read_rows(path)
+
+
+def _value(raw: dict[str, Any], column: str) -> Any:
+    return column.removeprefix(CONSTANT) if column.startswith(CONSTANT) else raw.get(column)
 
 
 def _flat(raw: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +244,7 @@ def _example(
     example: dict[str, Any] = {"id": _identity(path, number, raw.get(columns.get("id", "id")))}
     for name in (*task.required, *task.optional):
         column = columns.get(name, name)
-        value = column.removeprefix(CONSTANT) if column.startswith(CONSTANT) else raw.get(column)
+        value = _value(raw, column)
         where = f"{path}:{number}: column {column!r}"
         if name in values and isinstance(value, str | int):
             value = values[name].get(value, value)

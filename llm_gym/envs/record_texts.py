@@ -21,7 +21,7 @@ FILE = "episodes.jsonl"
 
 
 class _Writer:
-    """Appends each finished episode once, whole, when it is first seen."""
+    """Appends each finished episode once, whole, when it is first seen; not those without a score."""
 
     def __init__(self, env: Any, folder: str) -> None:
         inside = env.unwrapped
@@ -37,7 +37,7 @@ class _Writer:
 
     def write(self) -> None:
         for episode, last in zip(self.envs.episodes, self._last, strict=True):
-            if episode is not None and episode is not last:
+            if episode is not None and episode is not last and episode.reward is not None:
                 append_line(self.path, episode.to_record())
         self._last = list(self.envs.episodes)
 
@@ -69,8 +69,9 @@ class RecordTexts(gym.Wrapper, RecordConstructorArgs):
     """Append each finished episode to `folder/episodes.jsonl`: `Episode.to_json`, a line each.
 
     A line has text, reward and its parts, token ids, turns and the example; `Episode.from_json` reads it. Rewards are
-    the environment's own, whatever wrappers make of them. An episode that something outside cuts off has no score and
-    is not recorded. A line is written whole, so several environments may share a folder.
+    the environment's own, whatever wrappers make of them. An episode that something outside cuts off, or that the
+    feedback abstains from, has no score and is not recorded. A line is written whole, so several environments may share
+    a folder.
 
     Args:
         env: A `TextEnv`, or a wrapper of one.

@@ -12,7 +12,7 @@ from llm_gym.envs.vector_env import TextVectorEnv
 
 
 class TextEnv(gym.Env):
-    """One token-level episode at a time; takes `TextVectorEnv`'s arguments except `num_envs`.
+    """One token-level episode at a time; takes `TextVectorEnv`'s arguments except `num_envs` and `autoreset_mode`.
 
     Observations are a dict of `input_ids` int32 `(C,)`, `roles` int8 `(C,)` and `tokens_left` int32 `(1,)`; an
     action is a token id. See `TextVectorEnv`, which holds the one transition function.

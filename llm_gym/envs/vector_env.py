@@ -58,7 +58,8 @@ class TextVectorEnv(VectorEnv):
         task: The task, as `module:class`.
         num_envs: N.
         autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, the enum or its value. Under DISABLED a finished row
-            ignores its action, gets reward 0 and stays terminated until `reset(options={"reset_mask": ...})`.
+            ignores its action, which must still be a token id, gets reward 0 and stays terminated until
+            `reset(options={"reset_mask": ...})`.
         tokenizer: Name of the tokenizer: a catalogue name, a hub id or a local folder.
         data: File of examples; None for the task's bundled corpus.
         split: `train`, `validation`, `test` or `all`.
@@ -370,7 +371,8 @@ class TextVectorEnv(VectorEnv):
         """Return actions as an integer array `(N,)`.
 
         Raises:
-            LLMGymError: They are of the wrong shape or outside the vocabulary, or `reset` has not been called.
+            LLMGymError: They are of the wrong shape or outside the vocabulary, in a row that has ended too, or `reset`
+                has not been called.
         """
         actions = np.asarray(actions)
         if not self._started:

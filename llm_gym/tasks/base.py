@@ -20,7 +20,8 @@ class Task:
         required: Columns that every data row has.
         optional: Columns that a row may have.
         source_column: The column that the agent reads; a long one is cut to fit the prompt.
-        reference_column: The column with a person's answer; only second judges read it.
+        reference_column: The column with a person's answer; only second judges read it, and training where the task is
+            `verifiable`.
         instruction: What the agent is asked to do; `{column}` stands for the row's value of that column.
         feedback: Default training feedback, a spec for `llm_gym.feedback.build`.
         judge: The second judge: a spec that may read the reference, and that training never sees.
@@ -133,7 +134,7 @@ def load_task(path: str) -> Task:
     module, _, name = path.partition(":")
     try:
         task = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise LLMGymError(f"task {path!r} cannot be loaded ({error}); expected 'package.module:TaskClass'") from error
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise LLMGymError(f"task {path!r} is not a subclass of llm_gym.tasks.Task")

@@ -55,7 +55,8 @@ class Recommendation(Task):
 
     ## Information
     On reset `example` (its id), `words_cut` (words of the history that did not fit into the prompt) and, as after
-    each step, `action_mask`. At the end `text`, `finish_reason`, `score`, `parts` and `example`.
+    each step that does not end the episode, `action_mask`. At the end `text`, `finish_reason`, `score`, `parts` and
+    `example`.
 
     ## Arguments
     `tokenizer`, `data`, `split`, `columns`, `feedback`, `instruction`, `template`, `max_prompt_tokens`,
