@@ -3,11 +3,11 @@
     python benchmarks/tone.py --out runs/tone
 
 Every opening of TextGeneration-v0 is to be gone on with; that it be cheerfully is not in the prompt but in the reward:
-a preference model, trained first on which of people's continuations are cheerful and which are gloomy, and how likely
-the text is. As there, the policy first imitates what people wrote, in whatever tone, then learns from the reward.
-Measured on held-out openings: how positive the texts are by a classifier that training never sees, a logistic
-regression on MiniLM's embeddings of the labelled news of SentimentMonitoring-v0; the perplexity of what people wrote
-after these openings; distinct-2 of texts.
+a preference model, trained first on which of people's continuations are cheerful, tender or humorous and which are
+gloomy, angry or suspenseful, how likely the text is, and that it does not repeat itself. As there, the policy first
+imitates what people wrote, in whatever tone, then learns from the reward. Measured on held-out openings: how positive
+the texts are by a classifier that training never sees, a logistic regression on MiniLM's embeddings of the labelled
+news of SentimentMonitoring-v0; the perplexity of what people wrote after these openings; distinct-2 of texts.
 """
 
 from __future__ import annotations

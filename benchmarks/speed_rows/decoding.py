@@ -1,4 +1,4 @@
-"""S3, S4: rollouts against transformers' `generate`; S6: how the cost of a token grows; S7: how much is products."""
+"""S3, S4: rollouts against transformers' `generate`; S6: how the cost of a token grows, and with rows."""
 
 from __future__ import annotations
 

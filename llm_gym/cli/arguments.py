@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--chain",
         metavar="FILE",
-        help="YAML of stages (algo, steps or minutes, hyperparams), each going on from the last",
+        help="YAML of stages (algo; steps, minutes or tokens; hyperparams), each going on from the last",
     )
     training.add_argument("--out", metavar="DIR", help="run folder (default: runs/ID-ALGO-SEED)")
     training.add_argument(

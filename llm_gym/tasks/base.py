@@ -117,7 +117,7 @@ class Task:
         return example.get(self.reference_column) if self.reference_column else None
 
     def reference_turn(self, example: dict[str, Any], turns: list[dict[str, str]]) -> str | None:
-        """Return what a person would write after `turns`; what `agents.ReferenceAgent` says."""
+        """Return what a person would write after `turns`; what `agents.reference.ReferenceAgent` says."""
         return self.reference(example)
 
     def episode(self, example: dict[str, Any], text: str, **fields: Any) -> Episode:
