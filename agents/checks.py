@@ -30,7 +30,17 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, mo
 
 
 def check_window(config: Any, capacity: int) -> None:
-    """Make sure that the model sees the whole context."""
+    """Make sure that the model sees the whole context.
+
+    Raises:
+        LLMGymError: It has fewer positions, or a shorter sliding window.
+    """
+    positions = getattr(config, "max_position_embeddings", capacity)
+    if positions < capacity:
+        raise LLMGymError(
+            f"the model has {positions} positions, and the context takes {capacity}; make the environment with smaller "
+            "max_prompt_tokens or max_new_tokens, or use another model"
+        )
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and window < capacity:
         raise LLMGymError(
@@ -45,7 +55,7 @@ def check_head(causal: Any, name: str) -> None:
     Raises:
         LLMGymError: The model `name` does something else.
     """
-    ids = torch.arange(4)[None]
+    ids = torch.arange(4, device=causal.device)[None]
     with torch.no_grad():
         whole = causal(input_ids=ids).logits.float()
         parts = causal.get_output_embeddings()(causal.base_model(input_ids=ids).last_hidden_state).float()

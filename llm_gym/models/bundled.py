@@ -20,6 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from llm_gym.errors import LLMGymError
 from llm_gym.models.fetch import cache_dir, quiet_transformers
 
 SP_1K = Path(__file__).parent / "sp-1k"
@@ -58,21 +59,22 @@ def place(name: str) -> Path:
 
 def _tiny() -> Path:
     """Make the model aside and move it into place, so that two processes at once are no harm."""
-    made_of = json.dumps(TINY_1K, sort_keys=True).encode() + (SP_1K / "tokenizer.model").read_bytes()
+    files = b"".join(file.read_bytes() for file in sorted(SP_1K.iterdir()) if file.is_file())
+    made_of = json.dumps(TINY_1K, sort_keys=True).encode() + files
     folder = cache_dir() / "models" / f"tiny-1k-{hashlib.sha256(made_of).hexdigest()[:12]}"
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".tiny-1k-", dir=folder.parent))
     try:
-        _write_tiny(aside)
-        aside.chmod(0o755)
-        os.replace(aside, folder)
-    except OSError:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tiny-1k-", dir=folder.parent) as aside:
+            _write_tiny(ready := Path(aside) / "ready")
+            os.replace(ready, folder)
+    except OSError as error:
         if not folder.exists():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            raise LLMGymError(
+                f"tiny-1k cannot be stored in the cache {cache_dir()} ({error}); set LLM_GYM_CACHE to a folder that "
+                "can be written"
+            ) from error
     return folder
 
 
@@ -86,6 +88,8 @@ def _write_tiny(folder: Path) -> None:
         LlamaForCausalLM(config).save_pretrained(folder)
     for file in SP_1K.iterdir():
         shutil.copyfile(file, folder / file.name)
+    mode = (folder / "config.json").stat().st_mode
+    (folder / "model.safetensors").chmod(mode)  # written with 0600, where users may share a cache
 
 
 def train_tokenizer(folder: Path) -> None:

@@ -330,9 +330,9 @@ def _convert(card: ModelCard, gguf: Path, target: Path) -> None:
                 tokenizer.init_kwargs.pop(key, None)
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
-    except OSError:
-        raise
     except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # of the disk; transformers raises others, which have no number
         if "No space left" in str(exc) or "os error 28" in str(exc):
             raise _no_space(card) from exc
         raise LLMGymError(

@@ -165,9 +165,6 @@ def shared_adapted_lm(
         LLMGymError: The model cannot be loaded, or the adapter is not there, is pickled, or is another model's.
     """
     resolved, where, folder = resolve(name), pick_device(device), Path(adapter).expanduser()
-    lacking = [file for file in ADAPTER_FILES if not (folder / file).is_file()]
-    if lacking:
-        raise LLMGymError(f"the folder {adapter!r} holds no {lacking[0]}: give one of a PEFT adapter, in safetensors")
     stamps = stamp(resolved), stamp(str(folder))
     with _lock:
         return _shared_adapted_lm(name, resolved, str(folder), stamps, where, _dtype(dtype, where))
@@ -288,19 +285,30 @@ def _shared_causal_lm(name: str, resolved: str, stamp: str, device: torch.device
 def _shared_adapted_lm(
     name: str, resolved: str, folder: str, stamps: tuple[str, str], device: torch.device, dtype: torch.dtype
 ) -> Any:
+    found = adapted(load_causal_lm(name, device, dtype), name, folder)
+    return found.merge_and_unload().eval().requires_grad_(False)
+
+
+def adapted(model: Any, name: str, adapter: str, trainable: bool = False) -> Any:
+    """Return a PEFT model: `model` with the adapter of a local folder. Nothing is unpickled, and no hub is asked.
+
+    Raises:
+        LLMGymError: The adapter is not there, is pickled, or is not of the model, whose `name` the message says.
+    """
     from peft import PeftModel
 
-    model = load_causal_lm(name, device, dtype)
+    folder = Path(adapter).expanduser()
+    if lacking := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
+        raise LLMGymError(f"the folder {adapter!r} holds no {lacking[0]}: give one of a PEFT adapter, in safetensors")
     try:
         with quiet_peft():
             warnings.filterwarnings("error", "Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, folder)
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as exc:  # whatever PEFT and safetensors raise, the adapter does not fit
         raise LLMGymError(
-            f"the adapter in {folder!r} does not fit the model {name!r} ({one_line(exc, 200)}): name the model that "
+            f"the adapter in {adapter!r} does not fit the model {name!r} ({one_line(exc, 200)}): name the model that "
             "it was trained on"
         ) from exc
-    return adapted.merge_and_unload().eval().requires_grad_(False)
 
 
 @contextlib.contextmanager

@@ -28,10 +28,10 @@ def stamp(path: str) -> str:
 def version(name: str) -> str:
     """Return a model's name, and for a local folder or file its stamp: what its results may be kept under.
 
-    >>> version("smollm2-135m"), version("owner/name")
-    ('smollm2-135m', 'owner/name')
+    >>> version("smollm2-135m"), version("owner/name"), version("")
+    ('smollm2-135m', 'owner/name', '')
     """
-    named = name in CATALOGUE or name in BUNDLED
+    named = not name or name in CATALOGUE or name in BUNDLED
     told = "" if named else stamp(str(Path(name).expanduser()))
     return f"{name}@{told}" if told else name
 
