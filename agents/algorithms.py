@@ -103,7 +103,7 @@ def learning_rate(value: Any) -> Any:
         start = float(value.removeprefix("lin_") if falls else value)
     except (TypeError, ValueError) as error:
         raise LLMGymError(f"learning_rate={value!r} is neither a number nor of the form lin_3e-4") from error
-    number("learning_rate", start, above=0.0)
+    number("learning_rate", start, above_zero=True)
     return (lambda remaining: remaining * start) if falls else start
 
 

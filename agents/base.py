@@ -108,7 +108,7 @@ class TextAlgorithm(BaseAlgorithm):
             seed=seed,
             supported_action_spaces=(spaces.Discrete,),
         )
-        self.max_grad_norm = number("max_grad_norm", max_grad_norm, above=0.0)
+        self.max_grad_norm = number("max_grad_norm", max_grad_norm, above_zero=True)
         self.tokens_per_pass = positive("tokens_per_pass", tokens_per_pass)
         self.episodes: list[Episode] = []
         self.progress: Callable[[], float] | None = None

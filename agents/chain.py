@@ -13,7 +13,7 @@ import yaml
 from agents.algorithms import hyperparameters
 from agents.evaluate import CONFIG
 from agents.progress import Progress
-from agents.training import Run, TrainArguments, finished, resume, train
+from agents.training import LORA, Run, TrainArguments, finished, resume, train
 from llm_gym.data.files import write_aside
 from llm_gym.errors import LLMGymError
 
@@ -41,6 +41,7 @@ def read_chain(path: str | Path, env: str) -> list[dict[str, Any]]:
         raise LLMGymError(f"{path} cannot be read as YAML ({error})") from error
     if not isinstance(stages, list) or not stages:
         raise LLMGymError(f"{path} must be a list of stages, such as '- algo: sft'")
+    adapted = False
     for number, stage in enumerate(stages, 1):
         where = f"{path}, stage {number}"
         if not isinstance(stage, dict) or "algo" not in stage or not set(stage) <= set(KEYS):
@@ -50,7 +51,11 @@ def read_chain(path: str | Path, env: str) -> list[dict[str, Any]]:
             raise LLMGymError(f"{where}: hyperparams={stage['hyperparams']!r} must be keys and values")
         if stage["algo"].startswith("sb3-"):
             raise LLMGymError(f"{where}: {stage['algo']} leaves no checkpoints; choose an algorithm of ours")
-        hyperparameters(stage["algo"], env, stage.get("hyperparams"))
+        changes = stage.get("hyperparams") or {}
+        policy = hyperparameters(stage["algo"], env, changes)["policy_kwargs"]
+        if adapted and "policy_kwargs.lora" in changes:
+            raise LLMGymError(f"{where}: policy_kwargs.lora does not apply: it goes on with the adapter before it")
+        adapted = adapted or (policy.get("lora", LORA) is not None and policy.get("last_layers") is None)
     return stages
 
 

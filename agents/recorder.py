@@ -32,6 +32,9 @@ SAMPLES, SAMPLE_EVERY = 3, 10
 """Texts that are written again and again to watch the run, and after how many updates."""
 
 
+TAMER = "use another seed, a lower learning rate, or tamer feedback"
+
+
 class LimitReached(Exception):  # noqa: N818
     """Raised between two updates; unlike a callback's False, no token of a next batch has been written by then."""
 
@@ -201,6 +204,8 @@ class Recorder(BaseCallback):
             self.diverged = row["update"]
             self.progress.say(f"update {self.diverged}: training feedback rises while the second judge falls")
         append_line(self.folder / "metrics.jsonl", row)
+        if not finite(self.model.policy):
+            raise LLMGymError(f"training diverged, weights are not finite after update {row['update']}: {TAMER}")
         self.progress.update(row, self.limit.goal, self.limit.left(len(self.rows), elapsed, self._written()))
         if len(self.rows) % SAMPLE_EVERY == 0:
             self._write_samples()
@@ -249,8 +254,13 @@ def _training_values(logged: dict[str, Any]) -> dict[str, float | None]:
             continue
         values[name] = float(value) if np.isfinite(value) else None
         if values[name] is None and name.endswith("loss"):
-            raise LLMGymError(f"training diverged, {name} is {float(value)}: use another seed, or tamer feedback")
+            raise LLMGymError(f"training diverged, {name} is {float(value)}: {TAMER}")
     return values
+
+
+def finite(policy: Any) -> bool:
+    """Whether no weight that is trained is NaN or infinite."""
+    return all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad)
 
 
 def cut_back(path: Path, updates: int) -> list[dict[str, Any]]:

@@ -146,9 +146,18 @@ def make_report(
         "texts_each": after.texts,
         "interval": "95 %, bootstrap over documents, paired, 10,000 resamples",
         "changes": [asdict(change) for change in compare(before, after, weights, seed)],
-        "notes": [*_notes(after), *_readers(facts), *_divergence(facts)],
+        "notes": [*_abstained(before, after), *_notes(after), *_readers(facts), *_divergence(facts)],
         "texts": texts,
     }
+
+
+def _abstained(before: Evaluation, after: Evaluation) -> list[str]:
+    silent = [sum(e.reward is None for e in evaluation.episodes) for evaluation in (before, after)]
+    if not any(silent):
+        return []
+    return [
+        f"The feedback abstained from {silent[0]} texts before and {silent[1]} after; their documents are left out."
+    ]
 
 
 def _notes(evaluation: Evaluation) -> list[str]:

@@ -23,7 +23,7 @@ ARGUMENTS, VALUE_HEAD = "algorithm.json", "value_head.safetensors"
 def folder_aside(target: Path) -> Iterator[Path]:
     """Give a folder to write into, and put it in the place of `target` once the block has ended well.
 
-    A folder that was there is moved away first and deleted last, so that one of the two is whole at any moment.
+    A folder that was there is moved away first and deleted last, and comes back if the new one cannot take its place.
 
     Raises:
         LLMGymError: Tensors could not be written, as on a full disk.
@@ -39,6 +39,8 @@ def folder_aside(target: Path) -> Iterator[Path]:
     except SafetensorError as error:
         raise LLMGymError(f"{target} could not be written ({error}); free some space and run it again") from error
     finally:
+        if any(old.iterdir()) and not target.exists():
+            os.replace(old, target)
         for stray in (aside, old):
             shutil.rmtree(stray, ignore_errors=True)
 

@@ -69,7 +69,7 @@ class EndpointAgent(Speaker):
 
     def __init__(self, envs: Any, address: str, seed: int = 0) -> None:
         super().__init__(envs)
-        place, model = with_model("agent", address)
+        place, model = with_model("agent", address, KEY)
         self.server, self.seed = Endpoint(place, model, KEY if os.environ.get(KEY) else None), seed
 
     def say(self, rows: np.ndarray) -> Sequence[str]:

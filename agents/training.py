@@ -34,7 +34,7 @@ from agents.evaluate import (
     make_envs,
 )
 from agents.progress import Progress
-from agents.recorder import MINUTES, Limit, LimitReached, Recorder
+from agents.recorder import MINUTES, Limit, LimitReached, Recorder, finite
 from agents.report import make_report, markdown
 from agents.saving import folder_aside
 from agents.vec_env import make_vec_env
@@ -116,7 +116,8 @@ def train(arguments: TrainArguments, progress: Progress | None = None, start: Po
     """Train a policy and report on it.
 
     Held-out documents are summarised before and after; what is in between is written down in the run folder. A run
-    that fails before its first update leaves no folder; a later one leaves whole files and the adapter it had.
+    that fails before its first update leaves no folder; a later one leaves whole files, and the adapter it had unless
+    training has diverged, where the last checkpoint is what can be used.
 
     Args:
         arguments: What is asked of it.
@@ -304,18 +305,13 @@ def _learn(model: Any, folder: Path, recorder: Recorder, progress: Progress) -> 
     except LimitReached:
         model.logger.dump(model.num_timesteps)
     except BaseException:
-        if recorder.rows and _finite(model.policy):
+        if recorder.rows and finite(model.policy):
             with suppress(OSError, LLMGymError):  # the first failure is the one to tell
                 save_policy(model.policy, folder)
         raise
     finally:
         progress.end()
         model.logger.close()
-
-
-def _finite(policy: Any) -> bool:
-    """Whether what is trained can be used; where training diverged, the last checkpoint can."""
-    return all(bool(p.isfinite().all()) for p in policy.parameters() if p.requires_grad)
 
 
 def _timesteps(model: Any, limit: Limit) -> int:
@@ -368,7 +364,7 @@ def _run_folder(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if not any((folder / name).exists() for name in (ADAPTER, MODEL)) and not checkpoint.checkpoints(folder):
+        if not (folder / "metrics.jsonl").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -21,15 +21,15 @@ class RenderModeError(LLMGymError, TypeError):
     """
 
 
-def number(name: str, value: Any, above: float = -math.inf) -> float:
-    """Return `value` if it is a finite number, and more than `above`.
+def number(name: str, value: Any, above_zero: bool = False) -> float:
+    """Return `value` if it is a finite number, and positive where it has to be.
 
     Raises:
         LLMGymError: It is not; the message calls it `name`.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= above:
-        wanted = {-math.inf: "a finite number", 0.0: "a positive number"}.get(above, f"a finite number above {above:g}")
-        raise LLMGymError(f"{name}={value!r} must be {wanted}")
+    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not known or (above_zero and value <= 0):
+        raise LLMGymError(f"{name}={value!r} must be a {'positive' if above_zero else 'finite'} number")
     return float(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 import tiny
 from agents import A2C, GRPO, PPO, REINFORCE, RLOO, LLMPolicy, SequenceRolloutBuffer
+from agents.kl import KLController
 from agents.policy_gradient import PolicyGradient, token_rewards
 from agents.saving import folder_aside
 from llm_gym.episode import Episode
@@ -193,13 +195,24 @@ def test_what_somebody_else_wrote_is_not_overwritten(ragged, tmp_path) -> None:
     algorithm.save(tmp_path / "empty")
 
 
-def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path) -> None:
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch) -> None:
     target = tmp_path / "kept"
     with folder_aside(target) as aside:
         (aside / "one").write_text("1")
     with pytest.raises(RuntimeError), folder_aside(target) as aside:
         (aside / "two").write_text("2")
         raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["one"]
+
+    def refusing(source: Any, place: Any) -> None:
+        if (Path(source) / "two").exists():
+            raise OSError("no")
+        os.rename(source, place)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"):
+        patch.setattr("agents.saving.os.replace", refusing)
+        with folder_aside(target) as aside:
+            (aside / "two").write_text("2")
     assert [path.name for path in target.iterdir()] == ["one"]
     with folder_aside(target) as aside:
         (aside / "two").write_text("2")
@@ -284,6 +297,12 @@ def test_the_penalty_is_paid_out_of_the_reward(ragged, tmp_path, cls) -> None:
         old = torch.from_numpy(sample.episode.log_probs[sample.episode.agent_mask])
         earned = torch.from_numpy(token_rewards(sample.episode))
         torch.testing.assert_close(sample.rewards, earned - 0.5 * (old - reference), atol=1e-5, rtol=1e-4)
+
+
+def test_many_texts_at_once_do_not_turn_the_penalty_into_a_reward() -> None:
+    controller = KLController(0.1, 1.0, 2.0)
+    controller.update(0.0, 64)
+    assert controller.coef == pytest.approx(0.08)
 
 
 def test_the_penalty_adapts_to_its_target(ragged, tmp_path) -> None:

@@ -102,6 +102,10 @@ def test_a_chain_that_cannot_be_is_an_error_before_anything_runs(tmp_path: Path,
     for text, message in (
         ("- algo: dream", "algorithm 'dream' is unknown"),
         ("algo: sft", "must be a list of stages"),
+        (
+            "- algo: sft\n- algo: grpo\n  hyperparams: {policy_kwargs.lora: 8}",
+            "stage 2: policy_kwargs.lora does not apply: it goes on with the adapter before it",
+        ),
         ("- {algo: sft, step: 3}", "stage 1 is .*'step': 3"),
         ("- {algo: sft, steps: 3, minutes: 1}", "has steps and minutes; give one"),
         ("- {algo: sft, steps: 0}", "steps=0 must be positive"),

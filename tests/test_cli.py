@@ -194,7 +194,7 @@ def test_an_interrupted_run_ends_with_130_and_keeps_its_adapter(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("largest", [100, 20_000])  # bytes of a file: stops the config, and then the adapter
-def test_a_disk_that_takes_no_more_is_told_in_one_line_and_leaves_nothing(
+def test_a_disk_that_takes_no_more_is_told_in_one_line_and_leaves_nothing_half_written(
     tmp_path: Path, tiny_model: str, docs: str, largest: int
 ) -> None:
     code = (
@@ -207,7 +207,8 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line_and_leaves_nothing(
     done = subprocess.run([sys.executable, "-c", code, *asked], env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("llm-gym: ") and "run it again" in done.stderr
-    assert not out.exists()
+    assert out.exists() == (largest > 100)  # an update had been made: the run can be gone on with
+    assert not out.exists() or main(["train", "--resume", str(out)]) == 0
 
 
 # -------------------------------------------------------------------- evaluate

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from stable_baselines3 import A2C
 
 import tiny_task
 from agents import GRPO, checkpoint
@@ -244,23 +245,34 @@ def test_a_run_that_diverges_keeps_its_checkpoint_and_no_broken_adapter(
     descend = GRPO._descend
 
     def breaking(self: GRPO) -> float:
+        """A gradient that is not finite: the loss before it was, and the weights after it are not."""
         norm = descend(self)
         if checkpoint.checkpoints(tmp_path / "run"):
             with torch.no_grad():
                 next(p for p in self.policy.parameters() if p.requires_grad).fill_(float("nan"))
-            return float("nan")
         return norm
 
-    def record(self: GRPO, logged: dict[str, float], samples: list[Any]) -> None:
-        whole(self, {**logged, "loss": float("nan") if checkpoint.checkpoints(tmp_path / "run") else 0.0}, samples)
-
-    whole = GRPO._record
     monkeypatch.setattr(GRPO, "_descend", breaking)
-    monkeypatch.setattr(GRPO, "_record", record)
-    with pytest.raises(LLMGymError, match="training diverged, loss is nan"):
+    with pytest.raises(LLMGymError, match="training diverged, weights are not finite after update 2: use another seed"):
         run(tmp_path, tiny_model, data)
     assert not (tmp_path / "run" / "adapter").exists()
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "run")] == ["00000001"]
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_a_stock_run_that_diverges_keeps_what_it_has_written(
+    tmp_path: Path, tiny_model: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(self: A2C) -> None:
+        whole(self)
+        with torch.no_grad():
+            next(p for p in self.policy.parameters() if p.requires_grad).fill_(float("nan"))
+
+    whole = A2C.train
+    monkeypatch.setattr(A2C, "train", breaking)
+    with pytest.raises(LLMGymError, match="training diverged"):
+        run(tmp_path, tiny_model, data, algo="sb3-a2c")
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 1 and not (tmp_path / "run" / "adapter").exists()
 
 
 def test_a_run_goes_on_where_the_feedback_abstains_from_a_text(tmp_path: Path, tiny_model: str, data: str) -> None:
@@ -272,6 +284,7 @@ def test_a_run_goes_on_where_the_feedback_abstains_from_a_text(tmp_path: Path, t
     assert None in scores and all(text["score_before"] is None or text["before"] for text in done.report["texts"])
     feedback = next(change for change in done.report["changes"] if change["measure"] == "feedback")
     assert 0 < feedback["documents"] < done.report["documents"]
+    assert "abstained from 2 texts before and 2 after" in done.report["notes"][0]
     shown = io.StringIO()
     Console(file=shown, width=160).print(documents_table(done.report, done.sources, 24))
     assert "none: the feedback abstained" in shown.getvalue()

@@ -189,14 +189,17 @@ def _print_scores(
         known = math.isfinite(low)
         mean = float(told.mean()) if len(told) else None
         means[name] = {"mean": mean, "low": low if known else None, "high": high if known else None}
+    silent = int(np.isnan(columns["feedback"]).sum())
     if arguments.json:
-        print_json({**facts, "documents": len(items), **means.pop("feedback"), "measures": means, "items": items})
+        counts = {"documents": len(items), "abstained": silent}
+        print_json({**facts, **counts, **means.pop("feedback"), "measures": means, "items": items})
         return
     _print_items(items)
     rows = [
         [_label(name), _shown(row["mean"]), "" if row["low"] is None else _span(row)] for name, row in means.items()
     ]
-    print_table(f"over {len(items)} documents, split {facts['split']}", ["", "mean", "95 % interval"], rows)
+    left_out = f" ({silent} abstained from)" if silent else ""
+    print_table(f"over {len(items)} documents{left_out}, split {facts['split']}", ["", "mean", "95 % interval"], rows)
 
 
 def _label(measure: str) -> str:

@@ -162,7 +162,7 @@ class RemotePartner(ReactingPartner):
     def __init__(self, task: Task, address: str) -> None:
         from llm_gym.models.endpoint import Endpoint, with_model
 
-        place, model = with_model("partner", address)
+        place, model = with_model("partner", address, KEY)
         self.server = Endpoint(place, model, KEY if os.environ.get(KEY) else None)
         super().__init__(task, address, SPECIAL)
 

@@ -218,7 +218,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object, of which Python would silently keep the last of two equal names."""
     names = [name for name, _ in pairs]
     if double := next((name for name in names if names.count(name) > 1), None):
-        raise LLMGymError(f"feedback names {double!r} twice; number the others, as in '{double}#2'")
+        raise LLMGymError(
+            f"feedback has {double!r} twice in one object; leave out one, or tell scorers apart: 'length#2'"
+        )
     return dict(pairs)
 
 

@@ -102,7 +102,8 @@ def read_judgements(
     for place, (_, row) in zip(where, rows, strict=True):
         _check_strings(place, row, [name for name in KINDS[kind] if name not in JUDGED])
     source = KINDS[kind][0]
-    names = [_name(row, source if kind != "ratings" else "id") or row[source] for _, row in rows]
+    ids = [row.get("id") if kind == "ratings" else None for _, row in rows]
+    names = [row[source] if i in (None, "") else str(i) for i, (_, row) in zip(ids, rows, strict=True)]
     if kind == "ratings":
         _check_sources(where, rows, names)
     every = list(dict.fromkeys(names))
@@ -144,11 +145,6 @@ def _check_strings(where: str, row: dict[str, Any], names: list[str]) -> None:
             raise LLMGymError(f"{where}: column {name!r} must be a string, not {json.dumps(row.get(name))[:40]}")
     if not isinstance(row.get("reference", ""), str | None):
         raise LLMGymError(f"{where}: column 'reference' must be a string, not {json.dumps(row['reference'])[:40]}")
-
-
-def _name(row: dict[str, Any], column: str) -> str:
-    """Return what a row is called, empty where it has no name."""
-    return "" if row.get(column) is None else str(row[column])
 
 
 def _check_sources(where: list[str], rows: Numbered, names: list[str]) -> None:

@@ -156,7 +156,7 @@ class Grounding(_Likelihood):
         super().__init__(model, prompt)
         if not prompt.replace("{source}", "").strip():
             raise LLMGymError(f"prompt={prompt!r} must say something besides '{{source}}', e.g. {PROMPT!r}")
-        self.limit = number("limit", limit, above=0.0)
+        self.limit = number("limit", limit, above_zero=True)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token."""
@@ -202,7 +202,7 @@ class Coverage(Scorer):
         if not prompt.replace("{text}", "").strip():
             raise LLMGymError(f"prompt={prompt!r} must say something besides '{{text}}', e.g. {REVERSE_PROMPT!r}")
         self.lm, self.prompt, self.own_words = language_model(model), prompt, own_words
-        self.limit = np.inf if limit is None else number("limit", limit, above=0.0)
+        self.limit = np.inf if limit is None else number("limit", limit, above_zero=True)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return nats per token of the source."""

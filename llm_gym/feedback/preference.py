@@ -15,7 +15,7 @@ from llm_gym.errors import LLMGymError, number
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.pairs import about
-from llm_gym.models.version import one_a_model, version
+from llm_gym.models.version import version
 
 WHO_DID_WHAT = Path(__file__).parents[1] / "models" / "who-did-what"
 """The model that comes with the package; `make preference` makes it."""
@@ -41,7 +41,7 @@ class PreferenceModel:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.config = _read_config(Path(folder))
-        self._known = Memory(f"preference/{version(folder)}")
+        self._known = Memory(f"preference/{version(folder)}/{version(self.config['model'])}")
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Return for each `(source, text)` the reward; a source is read once for all texts about it.
@@ -99,13 +99,12 @@ def segments(tokenizer: Any, source: str, texts: Sequence[str]) -> list[Any]:
 
 def preference_model(path: str) -> PreferenceModel:
     """Return the process-wide model of a folder, anew if it was written again."""
-    folder = Path(path).expanduser().absolute()
-    _read_config(folder)
-    return _preference_model(str(folder))
+    folder = str(Path(path).expanduser().absolute())
+    return _preference_model(folder, version(folder), version(_read_config(Path(folder))["model"]))
 
 
-@one_a_model
-def _preference_model(folder: str) -> PreferenceModel:
+@functools.cache
+def _preference_model(folder: str, saved: str, base: str) -> PreferenceModel:
     return PreferenceModel(folder)
 
 
@@ -138,7 +137,7 @@ class Preference(Scorer):
     """
 
     def __init__(self, path: str = str(WHO_DID_WHAT), limit: float = 10.0) -> None:
-        self.model, self.limit = preference_model(path), number("limit", limit, above=0.0)
+        self.model, self.limit = preference_model(path), number("limit", limit, above_zero=True)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the rewards."""

@@ -128,7 +128,7 @@ class ByEmbedding(ZeroShot):
         self, model: str = "minilm-l6", labels: Sequence[str] | None = None, temperature: float = 0.05
     ) -> None:
         super().__init__(labels)
-        self.embedder, self.temperature = embedder(model), number("temperature", temperature, above=0.0)
+        self.embedder, self.temperature = embedder(model), number("temperature", temperature, above_zero=True)
 
     def _evidence(self, texts: list[str], labels: list[tuple[str, ...]]) -> list[np.ndarray]:
         said = self.embedder(texts)

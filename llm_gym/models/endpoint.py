@@ -217,30 +217,30 @@ class Endpoint:
             self.usage = replace(self.usage, **{name: getattr(self.usage, name) + n for name, n in more.items()})
 
 
-def with_model(what: str, address: str) -> tuple[str, str]:
+def with_model(what: str, address: str, key_env: str) -> tuple[str, str]:
     """Split an address with a model behind it, such as `http://127.0.0.1:8000/v1#my-model`.
 
     Raises:
         LLMGymError: It names no model, or is no bare address; the message calls it `what`.
     """
     place, _, model = address.partition("#")
-    _check_bare(place)
+    _check_bare(what, place, "@?", key_env)
     if not model:
         raise LLMGymError(f"{what}={place!r} names no model; write it behind the address, as in '{place}#my-model'")
     return place, model
 
 
-def _check_bare(address: str) -> None:
+def _check_bare(what: str, address: str, marks: str, variable: str) -> None:
     # Before anything else is said of the address: it may hold a key, which no message must repeat.
-    if any(mark in address for mark in "@?#"):
+    if any(mark in address for mark in marks):
         raise LLMGymError(
-            "the endpoint must be a bare address, without '@', '?' or '#'; a key belongs into an environment variable, "
-            "see key_env"
+            f"the {what} must be a bare address, without any of {marks}; a key belongs into the environment variable "
+            f"{variable}"
         )
 
 
 def _address(endpoint: str) -> str:
-    _check_bare(str(endpoint))
+    _check_bare("endpoint", str(endpoint), "@?#", "that key_env names")
     try:
         parts = urlsplit(endpoint)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
