@@ -37,28 +37,28 @@ def schedule(_: float) -> float:
     return 1e-2
 
 
-def check(policy: LLMPolicy, obs: dict[str, np.ndarray]) -> None:
+def check(policy: LLMPolicy, obs: dict[str, np.ndarray], close: dict[str, float] = CLOSE) -> None:
     """Every way to ask the policy gives what the naive forward gives."""
     t = tiny.tensors(obs)
     rows = np.arange(len(obs["roles"]))
     with torch.no_grad():
         log_probs, values = tiny.naive(policy, obs)
         actions, v, chosen = policy(t)
-        torch.testing.assert_close(chosen, log_probs[rows, actions], **CLOSE)
-        torch.testing.assert_close(v[:, 0], values, **CLOSE)
+        torch.testing.assert_close(chosen, log_probs[rows, actions], **close)
+        torch.testing.assert_close(v[:, 0], values, **close)
         best, v, chosen = policy(t, deterministic=True)
         assert torch.equal(best, log_probs.argmax(-1))
-        torch.testing.assert_close(chosen, log_probs.max(-1).values, **CLOSE)
+        torch.testing.assert_close(chosen, log_probs.max(-1).values, **close)
         v, chosen, entropy = policy.evaluate_actions(t, actions)
-        torch.testing.assert_close(chosen, log_probs[rows, actions], **CLOSE)
-        torch.testing.assert_close(entropy, -(log_probs.exp() * log_probs).sum(-1), **CLOSE)
+        torch.testing.assert_close(chosen, log_probs[rows, actions], **close)
+        torch.testing.assert_close(entropy, -(log_probs.exp() * log_probs).sum(-1), **close)
         distribution = policy.get_distribution(t).distribution
-        torch.testing.assert_close(distribution.logits, log_probs, **CLOSE)
-        torch.testing.assert_close(policy.predict_values(t)[:, 0], values, **CLOSE)
+        torch.testing.assert_close(distribution.logits, log_probs, **close)
+        torch.testing.assert_close(policy.predict_values(t)[:, 0], values, **close)
         assert torch.equal(policy._predict(t, deterministic=True), best)
         taken, chosen = policy.act(obs, rows, deterministic=True)
         assert taken.tolist() == best.tolist()
-        np.testing.assert_allclose(chosen, log_probs.max(-1).values, **CLOSE)
+        np.testing.assert_allclose(chosen, log_probs.max(-1).values, **close)
 
 
 # -------------------------------------------------------------------- fast equals naive
@@ -599,7 +599,8 @@ def test_the_adapters_base_is_the_public_model_and_no_path(tmp_path) -> None:
     assert json.loads(text)["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     for file in (tmp_path / "adapter").iterdir():
         assert str(Path.home()).encode() not in file.read_bytes()
-    check(policy, env.reset())
+    # Thirty layers and 49,000 tokens: how a CPU orders its sums shows in the fifth digit.
+    check(policy, env.reset(), {"atol": 1e-3, "rtol": 1e-4})
 
 
 # -------------------------------------------------------------------- errors
