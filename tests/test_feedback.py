@@ -117,7 +117,7 @@ NEEDED = {
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_every_named_scorer_can_be_made_and_is_documented(name, tmp_path):
-    (tmp_path / "preference.json").write_text('{"llm_gym_preference": 1}')
+    (tmp_path / "preference.json").write_text('{"llm_gym_preference": 1, "model": "tiny-1k"}')
     needed = {**NEEDED, "preference": {"path": str(tmp_path)}}
     scorer = build({name: needed.get(name, {})}).scorers[name]
     assert isinstance(scorer, Scorer) and type(scorer).__doc__

@@ -224,6 +224,7 @@ def test_the_base_stays_as_it_was_and_the_adapted_model_is_loaded_once(saved, ti
     [
         (lambda folder: (folder / "preference.json").unlink(), "is no preference model"),
         (lambda folder: (folder / "preference.json").write_text('{"llm_gym_preference": 9}'), "by another version"),
+        (lambda folder: (folder / "preference.json").write_text('{"llm_gym_preference": 1}'), "names no model that it"),
         (lambda folder: (folder / "head.safetensors").unlink(), "head of the preference model"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter_model.safetensors"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"no"), "does not fit the model"),

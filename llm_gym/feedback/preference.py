@@ -118,6 +118,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict) or config.get("llm_gym_preference") != FORMAT:
         raise LLMGymError(f"{str(folder)!r} was written by another version of llm_gym; train it again, or use that one")
+    if not isinstance(config.get("model"), str):
+        raise LLMGymError(f"{str(folder / CONFIG)!r} names no model that it was trained on; train it again")
     return config
 
 
