@@ -31,8 +31,8 @@ MINUTES = 10.0
 SAMPLES, SAMPLE_EVERY = 3, 10
 """Texts that are written again and again to watch the run, and after how many updates."""
 
-
-TAMER = "use another seed, a lower learning rate, or tamer feedback"
+REMEDY = "use another seed, a lower learning rate, or tamer feedback"
+"""Against training that diverges."""
 
 
 class LimitReached(Exception):  # noqa: N818
@@ -205,7 +205,7 @@ class Recorder(BaseCallback):
             self.progress.say(f"update {self.diverged}: training feedback rises while the second judge falls")
         append_line(self.folder / "metrics.jsonl", row)
         if not finite(self.model.policy):
-            raise LLMGymError(f"training diverged, weights are not finite after update {row['update']}: {TAMER}")
+            raise LLMGymError(f"training diverged, weights are not finite after update {row['update']}: {REMEDY}")
         self.progress.update(row, self.limit.goal, self.limit.left(len(self.rows), elapsed, self._written()))
         if len(self.rows) % SAMPLE_EVERY == 0:
             self._write_samples()
@@ -254,7 +254,7 @@ def _training_values(logged: dict[str, Any]) -> dict[str, float | None]:
             continue
         values[name] = float(value) if np.isfinite(value) else None
         if values[name] is None and name.endswith("loss"):
-            raise LLMGymError(f"training diverged, {name} is {float(value)}: {TAMER}")
+            raise LLMGymError(f"training diverged, {name} is {float(value)}: {REMEDY}")
     return values
 
 

@@ -107,8 +107,7 @@ def _train(cell: Cell, plan: Plan, contestant: Contestant, progress: Progress) -
             seed=cell.seed,
             out=str(cell.folder),
         )
-        # All agents meet the task's own data and feedback, whatever the run that is gone on with was trained on.
-        report = train(asked, progress, replace(contestant.source, config=None)).report
+        report = train(asked, progress, contestant.model).report
     evaluation = read_evaluation(cell, TEXTS)
     temperature = json.loads((cell.folder / CONFIG).read_text(encoding="utf-8"))["policy"]["temperature"]
     with progress.stage("measuring how far the policy has gone"):

@@ -97,9 +97,14 @@ class Contestant:
         """Whether another seed would change nothing."""
         return self.greedy or self.source.agent == REFERENCE
 
+    @property
+    def model(self) -> PolicySource:
+        """The model and adapter alone: what their run was trained with and judged by does not count here."""
+        return replace(self.source, config=None)
+
     def env_kwargs(self, env: str) -> dict[str, Any]:
         """Return the arguments of an environment: the task's own data and feedback, the same for all agents."""
-        return environment_arguments(env, replace(self.source, config=None))
+        return environment_arguments(env, self.model)
 
 
 def find_contestant(name: str, policy: str) -> Contestant:

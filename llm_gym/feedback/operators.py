@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError, positive
+from llm_gym.errors import LLMGymError, number, positive
 from llm_gym.feedback.base import Score, Scorer
 from llm_gym.feedback.compose import build
 from llm_gym.feedback.reference import references
@@ -66,7 +65,7 @@ class Gate(Operator):
         super().__init__(of)
         self.condition = build(condition)
         self.reads_reference = self.reads_reference or self.condition.reads_reference
-        self.threshold, self.floor = _finite("threshold", threshold), _finite("floor", floor)
+        self.threshold, self.floor = number("threshold", threshold), number("floor", floor)
 
     def scores(self, episodes: Sequence[Episode]) -> list[Score | None]:
         """Return the values with the parts of both feedbacks; it abstains where a part of either does."""
@@ -105,7 +104,7 @@ class Ensemble(Operator):
 
     def __init__(self, of: Spec, penalty: float = 1.0) -> None:
         super().__init__(of)
-        self.penalty = _finite("penalty", penalty)
+        self.penalty = number("penalty", penalty)
 
     def value(self, episode: Episode, score: Score) -> float:
         """Return mean - penalty * variance."""
@@ -134,7 +133,7 @@ class LengthControlled(_Linear):
 
     def __init__(self, of: Spec, slope: float, target: float) -> None:
         super().__init__(of)
-        self.slope, self.target = _finite("slope", slope), _finite("target", target)
+        self.slope, self.target = number("slope", slope), number("target", target)
 
     def value(self, episode: Episode, score: Score) -> float:
         """Return the residual."""
@@ -179,7 +178,7 @@ class Standardised(_Linear):
 
     def __init__(self, of: Spec, mean: float, sd: float) -> None:
         super().__init__(of)
-        self.mean, self.sd = _finite("mean", mean), _finite("sd", sd)
+        self.mean, self.sd = number("mean", mean), number("sd", sd)
         if self.sd <= 0:
             raise LLMGymError(f"sd={sd!r} must be above 0: the standard deviation that was measured")
         self.factor = 1 / self.sd
@@ -194,7 +193,7 @@ class Clipped(Operator):
 
     def __init__(self, of: Spec, low: float, high: float) -> None:
         super().__init__(of)
-        self.low, self.high = _finite("low", low), _finite("high", high)
+        self.low, self.high = number("low", low), number("high", high)
         if self.low >= self.high:
             raise LLMGymError(f"low={low!r} must be below high={high!r}")
 
@@ -208,14 +207,8 @@ class Threshold(Operator):
 
     def __init__(self, of: Spec, epsilon: float) -> None:
         super().__init__(of)
-        self.epsilon = _finite("epsilon", epsilon)
+        self.epsilon = number("epsilon", epsilon)
 
     def value(self, episode: Episode, score: Score) -> float:
         """Return 0 or 1."""
         return float(score.value >= self.epsilon)
-
-
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise LLMGymError(f"{name}={value!r} must be a finite number")
-    return float(value)
