@@ -77,7 +77,7 @@ class TextSummary(Task):
         "cut_off": {"weight": -4.0},
         "copying": {"weight": -2.0},
         "copied_share": {"weight": -5.0},
-        "brevity": {"weight": -2.0, "words": 20},
+        "brevity": {"weight": -2.0, "words": 25},
     }
     judge = {
         "own_words": {
