@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -20,6 +20,7 @@ from llm_gym.envs.limits import Limits
 from llm_gym.envs.partner import make_partner
 from llm_gym.envs.prompts import Prompt, PromptBuilder
 from llm_gym.envs.render import colour, render_text
+from llm_gym.envs.scoring import Ended, reward
 from llm_gym.envs.spaces import Vocabulary
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError, RenderModeError, positive
@@ -28,15 +29,6 @@ from llm_gym.models.load import fingerprint, load_tokenizer, stop_ids
 from llm_gym.tasks import load_task
 
 GIVEN, WRITTEN = 1, 2  # `roles`; 0 is padding
-
-
-class _Ended(NamedTuple):
-    """A turn that has ended: its row and record, all turns of its episode, and the episode's record once it is over."""
-
-    row: int
-    turn: Episode
-    past: list[Episode]
-    whole: Episode | None
 
 
 class TextVectorEnv(VectorEnv):
@@ -168,7 +160,7 @@ class TextVectorEnv(VectorEnv):
         self._turn = np.zeros(n, np.int64)
         self._turns: list[list[dict[str, str]]] = [[] for _ in range(n)]
         self._past: list[list[Episode]] = [[] for _ in range(n)]  # the turns of the episode so far
-        self._unscored: list[_Ended] = []
+        self._unscored: list[Ended] = []
         self._example = np.zeros(n, np.int64)
         self._done = np.ones(n, bool)
         self._started = False
@@ -459,7 +451,7 @@ class TextVectorEnv(VectorEnv):
                 self._done[row] = True
                 self._turns[row] += self.task.farewell(turn.example, turn.turns)
                 self.episodes[row] = self._record(row, turn, "context" if reply is not None else turn.finish_reason)
-            self._unscored.append(_Ended(int(row), turn, self._past[row], self.episodes[row]))
+            self._unscored.append(Ended(int(row), turn, self._past[row], self.episodes[row]))
 
     def _record_turns(self, rows: np.ndarray) -> list[Episode]:
         """Return the records of the turns that `rows` have just ended."""
@@ -543,33 +535,8 @@ class TextVectorEnv(VectorEnv):
                     f"{', '.join(score.abstained)} abstained from example {turn.example['id']!r}, and a step needs a "
                     "reward; give the judge a longer deadline, or train by an algorithm of ours, which leaves it out"
                 )
-            if not np.isfinite(score.value):
-                raise LLMGymError(
-                    f"the feedback gave {score.value} for example {turn.example['id']!r} (parts {score.parts}); "
-                    "a reward must be finite: mend or remove that part"
-                )
-            value = float(score.value)
-            value = min(value, self.task.worst) if turn.finish_reason == "illegal" else value
-            turn.reward = value / self.task.max_turns
-            turn.turn_rewards = [turn.reward]
-            turn.parts = {name: value / self.task.max_turns for name, value in score.parts.items()}
-            turn.token_rewards = self._token_rewards(turn, score.placed)
-            if turn.over and ended.whole is not turn and all(t.reward is not None for t in ended.past):
-                _sum_up(ended.whole, ended.past)
+            reward(ended, score, self.task, self._pieces)
         return [(ended.row, ended.turn) for ended in unscored]
-
-    def _token_rewards(self, turn: Episode, placed: Sequence[tuple[int, float]]) -> np.ndarray:
-        """Give each placed value to the token of the turn that brought the text so far."""
-        rewards = np.zeros(len(turn.response_ids), np.float32)
-        if placed:
-            start = len(turn.agent_mask) - int(np.argmin(turn.agent_mask[::-1])) if not turn.agent_mask.all() else 0
-            pieces = self._pieces(turn.response_ids[start:])
-            written = "".join(pieces)
-            margin = len(written) - len(written.lstrip())  # which the text has lost
-            reached = np.cumsum([len(piece) for piece in pieces]) - margin
-            for end, value in placed:
-                rewards[start + int(np.searchsorted(reached, end))] += value / self.task.max_turns
-        return rewards
 
     def _restart(self, last: dict[int, dict[str, Any]], infos: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: put what ended aside as `final_obs` and `final_info`, and begin anew."""
@@ -648,16 +615,6 @@ class TextVectorEnv(VectorEnv):
         """Return what each token adds to the text."""
         texts = [self.tokenizer.decode(ids[: i + 1], skip_special_tokens=True) for i in range(len(ids))]
         return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
-
-
-def _sum_up(whole: Any, turns: list[Any]) -> None:
-    """Give an episode the sum of its turns' rewards."""
-    whole.turn_rewards = [turn.reward for turn in turns]
-    whole.reward = sum(whole.turn_rewards)
-    whole.parts = {name: sum(turn.parts[name] for turn in turns) for name in turns[0].parts}
-    whole.token_rewards = np.zeros(len(whole.response_ids), np.float32)
-    for turn in turns:
-        whole.token_rewards[: len(turn.response_ids)] += turn.token_rewards
 
 
 def _turn_info(turn: Episode) -> dict[str, Any]:
