@@ -77,7 +77,7 @@ class TextSummary(Task):
         "cut_off": {"weight": -4.0},
         "copying": {"weight": -2.0},
         "copied_share": {"weight": -5.0},
-        "brevity": {"weight": -2.0, "words": 25},
+        "brevity": {"weight": -5.0, "words": 18},
     }
     judge = {
         "own_words": {
