@@ -138,8 +138,8 @@ def test_each_learns_what_anything_can_learn(tiny_model, tmp_path, cls) -> None:
     """Share of the letter e, from under 10 % of what a random model writes to over 20 %."""
     env = tiny.make_env(tiny_model, tmp_path, n_envs=32, feedback={"tiny:LetterShare": 1.0})
     policy_kwargs = {"model": tiny_model, "lora": 4, "temperature": 0.25}
-    rate = 1e-2 if cls is PPO else 2e-2  # PPO's longest steps overshoot: .30 at best, .12 in the end
-    algorithm = cls(LLMPolicy, env, rate, group_size=8, kl_coef=0.0, seed=0, device="cpu", policy_kwargs=policy_kwargs)
+    # Three seeds of each end at .31 or more; at 2e-2 one overshoots and comes late, on one processor or another.
+    algorithm = cls(LLMPolicy, env, 1e-2, group_size=8, kl_coef=0.0, seed=0, device="cpu", policy_kwargs=policy_kwargs)
     means = []
     for _ in range(24):
         collect(algorithm)
