@@ -269,9 +269,10 @@ class TextVectorEnv(VectorEnv):
             self._limits.begin(int(row), self.examples[self._example[row]], self._turns[row], ids)
 
     def _prompt(self, index: int) -> Prompt:
-        if index not in self._prompts:
-            self._prompts[index] = self.prompt_builder(self.examples[index])
-        return self._prompts[index]
+        prompt = self._prompts.get(index)
+        if prompt is None:
+            prompt = self._prompts[index] = self.prompt_builder(self.examples[index])
+        return prompt
 
     def step(self, actions: Any) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Append one token to each running row.
@@ -455,22 +456,28 @@ class TextVectorEnv(VectorEnv):
 
     def _record_turns(self, rows: np.ndarray) -> list[Episode]:
         """Return the records of the turns that `rows` have just ended."""
-        written = [self._ids[row, self._turn_start[row] : self._length[row]] for row in rows]
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        written = self._written(rows)
         turns = []
-        for row, ids, text in zip(rows, written, texts, strict=True):
-            self._turns[row].append({"role": "agent", "text": text.strip()})
+        for row, ids, text in zip(rows, written, self._texts(written), strict=True):
+            self._turns[row].append({"role": "agent", "text": text})
             self._turn[row] += 1
             illegal = self._limits is not None and self._limits.illegal[row]
             reason = "illegal" if illegal else "stop" if self._stops[ids[-1]] else "length"
-            turns.append(self._episode(row, text.strip(), reason))
+            turns.append(self._episode(row, text, reason))
         return turns
+
+    def _written(self, rows: np.ndarray) -> list[list[int]]:
+        """Return what each of `rows` has written of its turn."""
+        return [self._ids[row, self._turn_start[row] : self._length[row]].tolist() for row in rows]
+
+    def _texts(self, written: Sequence[Sequence[int]]) -> list[str]:
+        """Return texts as records hold them; `batch_decode` would look at each id twice before decoding one by one."""
+        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
 
     def drafts(self, rows: np.ndarray) -> list[Episode]:
         """Return what `rows` have written so far of their turns, as records of turns that are not over."""
-        written = [self._ids[row, self._turn_start[row] : self._length[row]] for row in rows]
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True) if len(rows) else []
-        drafts = [self._episode(row, text.strip(), "length") for row, text in zip(rows, texts, strict=True)]
+        texts = self._texts(self._written(rows))
+        drafts = [self._episode(row, text, "length") for row, text in zip(rows, texts, strict=True)]
         for draft in drafts:
             draft.turns.append({"role": "agent", "text": draft.text})
             draft.over = False

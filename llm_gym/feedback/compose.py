@@ -129,7 +129,7 @@ class Composite:
             LLMGymError: A scorer gave a value that is not finite.
         """
         keys = [_key(episode) for episode in episodes]
-        known = {key: self._known[key] for key in keys if key in self._known}
+        known = {key: score for key in keys if (score := self._known.get(key)) is not None}
         new = {key: e for key, e in zip(keys, episodes, strict=True) if key not in known}
         for key, score in zip(new, self._score(list(new.values())), strict=True):
             known[key] = score

@@ -27,8 +27,8 @@ class Memory(dict[Any, Any]):
     >>> memory = Memory()
     >>> for i in range(SIZE + 1):
     ...     memory[i] = i
-    >>> 0 in memory, SIZE in memory, memory[SIZE]
-    (False, True, 50000)
+    >>> 0 in memory, SIZE in memory, memory[SIZE], memory.get(0), memory.get(1)
+    (False, True, 50000, None, 1)
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -44,6 +44,10 @@ class Memory(dict[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(_digest(key))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return an entry, or `default`; see `dict.get`."""
+        return super().get(_digest(key), default)
 
     def pop(self, key: Any, *default: Any) -> Any:
         """Forget an entry and return it; see `dict.pop`."""
