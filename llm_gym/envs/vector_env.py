@@ -456,9 +456,10 @@ class TextVectorEnv(VectorEnv):
 
     def _record_turns(self, rows: np.ndarray) -> list[Episode]:
         """Return the records of the turns that `rows` have just ended."""
-        written = self._written(rows)
         turns = []
-        for row, ids, text in zip(rows, written, self._texts(written), strict=True):
+        for row in rows:
+            ids = self._written(row)
+            text = self._text(ids)
             self._turns[row].append({"role": "agent", "text": text})
             self._turn[row] += 1
             illegal = self._limits is not None and self._limits.illegal[row]
@@ -466,18 +467,17 @@ class TextVectorEnv(VectorEnv):
             turns.append(self._episode(row, text, reason))
         return turns
 
-    def _written(self, rows: np.ndarray) -> list[list[int]]:
-        """Return what each of `rows` has written of its turn."""
-        return [self._ids[row, self._turn_start[row] : self._length[row]].tolist() for row in rows]
+    def _written(self, row: int) -> list[int]:
+        """Return what `row` has written of its turn."""
+        return self._ids[row, self._turn_start[row] : self._length[row]].tolist()
 
-    def _texts(self, written: Sequence[Sequence[int]]) -> list[str]:
-        """Return texts as records hold them; `batch_decode` would look at each id twice before decoding one by one."""
-        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+    def _text(self, ids: Sequence[int]) -> str:
+        """Return a turn's text as records hold it; `batch_decode` decodes one by one too, and looks at ids twice."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def drafts(self, rows: np.ndarray) -> list[Episode]:
         """Return what `rows` have written so far of their turns, as records of turns that are not over."""
-        texts = self._texts(self._written(rows))
-        drafts = [self._episode(row, text, "length") for row, text in zip(rows, texts, strict=True)]
+        drafts = [self._episode(row, self._text(self._written(row)), "length") for row in rows]
         for draft in drafts:
             draft.turns.append({"role": "agent", "text": draft.text})
             draft.over = False
@@ -559,7 +559,7 @@ class TextVectorEnv(VectorEnv):
 
     def as_turn(self, row: int, ids: np.ndarray) -> Episode:
         """Return the record, unscored, of a turn that would consist of `ids` if the agent wrote them now in `row`."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        text = self._text(ids.tolist())
         start, end = self._prompt_length[row], self._length[row]
         return self.task.episode(
             self.examples[self._example[row]],
