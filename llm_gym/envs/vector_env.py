@@ -198,11 +198,12 @@ class TextVectorEnv(VectorEnv):
             super().reset(seed=int(seed))
         if seeds is not None and len(seeds) != self.num_envs:
             raise LLMGymError(f"{len(seeds)} seeds for {self.num_envs} environments; pass one a row, or one integer")
-        rows = np.flatnonzero(self._reset_mask(options.get("reset_mask")))
+        beginning = self._reset_mask(options.get("reset_mask"))
+        rows = np.flatnonzero(beginning)
         if options.get("reset_mask") is None:
             self._unscored = []
         for row, row_seed in enumerate(() if seeds is None else seeds):
-            if row in rows and row_seed is not None:
+            if beginning[row] and row_seed is not None:
                 self.generators[row] = seeding.np_random(int(row_seed))[0]
         infos = self._add_masks(self._begin(rows, self._chosen(options.get("example"))), rows)
         self._started = True
@@ -239,7 +240,12 @@ class TextVectorEnv(VectorEnv):
         """Write the prompts of new episodes into `rows`, and what there is to know of them into `infos`."""
         infos = {} if infos is None else infos
         self._unscored = [ended for ended in self._unscored if ended.past[-1].over or ended.row not in rows]
-        for row in rows:
+        self._ids[rows] = 0
+        self._roles[rows] = 0
+        self._left[rows] = self.max_new_tokens
+        self._turn[rows] = 0
+        self._done[rows] = False
+        for row in rows.tolist():
             index = None if chosen is None else chosen[row]
             if index is None:
                 if self.generators[row] is None:
@@ -247,20 +253,15 @@ class TextVectorEnv(VectorEnv):
                 index = int(self.generators[row].integers(len(self.examples)))  # type: ignore[union-attr]
             prompt = self._prompt(index)
             size = len(prompt.ids)
-            self._ids[row] = 0
             self._ids[row, :size] = prompt.ids
-            self._roles[row] = 0
             self._roles[row, :size] = GIVEN
-            self._left[row] = self.max_new_tokens
             self._length[row] = self._prompt_length[row] = self._turn_start[row] = size
-            self._turn[row] = 0
             self._past[row] = []
             self._turns[row] = self.task.opening(self.examples[index])
             self._example[row] = index
-            self._done[row] = False
             self._limit(row)
             info = {"example": self.examples[index]["id"], "words_cut": prompt.words_cut}
-            infos = self._add_info(infos, info, int(row))
+            infos = self._add_info(infos, info, row)
         return infos
 
     def _limit(self, row: int) -> None:
@@ -467,12 +468,12 @@ class TextVectorEnv(VectorEnv):
             turns.append(self._episode(row, text, reason))
         return turns
 
-    def _written(self, row: int) -> list[int]:
+    def _written(self, row: int) -> np.ndarray:
         """Return what `row` has written of its turn."""
-        return self._ids[row, self._turn_start[row] : self._length[row]].tolist()
+        return self._ids[row, self._turn_start[row] : self._length[row]]
 
-    def _text(self, ids: Sequence[int]) -> str:
-        """Return a turn's text as records hold it; `batch_decode` decodes one by one too, and looks at ids twice."""
+    def _text(self, ids: np.ndarray) -> str:
+        """Return a turn's text as records hold it; of a list, or in `batch_decode`, each id is looked at twice."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def drafts(self, rows: np.ndarray) -> list[Episode]:
@@ -559,7 +560,7 @@ class TextVectorEnv(VectorEnv):
 
     def as_turn(self, row: int, ids: np.ndarray) -> Episode:
         """Return the record, unscored, of a turn that would consist of `ids` if the agent wrote them now in `row`."""
-        text = self._text(ids.tolist())
+        text = self._text(ids)
         start, end = self._prompt_length[row], self._length[row]
         return self.task.episode(
             self.examples[self._example[row]],

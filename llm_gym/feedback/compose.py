@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import inspect
 import json
@@ -14,7 +13,7 @@ from typing import Any
 from llm_gym.episode import Episode
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Score, Scorer, as_scores
-from llm_gym.feedback.memory import Memory
+from llm_gym.feedback.memory import Memory, digest
 
 SCORERS: dict[str, str] = {
     "similarity": "llm_gym.feedback.similarity:Similarity",
@@ -265,9 +264,9 @@ def _finite(name: str, score: Score | None, episode: Episode) -> float:
     return value
 
 
-def _key(episode: Episode) -> tuple[Any, ...]:
-    """Return what a score may depend on; the id names the row, and nothing is said of it in a score."""
-    columns = {name: value for name, value in episode.example.items() if name != "id"}
-    before = tuple(turn["text"] for turn in episode.turns[:-1])
-    row = hashlib.sha256(json.dumps(columns, sort_keys=True, default=str).encode()).digest()
-    return episode.source, episode.text, episode.finish_reason, episode.reference, row, before, episode.over
+def _key(episode: Episode) -> str:
+    """Return a digest of what a score may depend on; the id names the row, and nothing is said of it in a score."""
+    columns = [part for name, value in sorted(episode.example.items()) if name != "id" for part in (name, value)]
+    before = [turn["text"] for turn in episode.turns[:-1]]
+    written = (episode.source, episode.text, episode.finish_reason, episode.reference, episode.over)
+    return digest((*written, before, *columns))

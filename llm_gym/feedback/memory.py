@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -38,23 +38,23 @@ class Memory(dict[Any, Any]):
             _named[id(self)] = self
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(_digest(key), value)
+        super().__setitem__(digest(key), value)
         if len(self) > SIZE:
             super().__delitem__(next(iter(self)))
 
     def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(_digest(key))
+        return super().__getitem__(digest(key))
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return an entry, or `default`; see `dict.get`."""
-        return super().get(_digest(key), default)
+        return super().get(digest(key), default)
 
     def pop(self, key: Any, *default: Any) -> Any:
         """Forget an entry and return it; see `dict.pop`."""
-        return super().pop(_digest(key), *default)
+        return super().pop(digest(key), *default)
 
     def __contains__(self, key: Any) -> bool:
-        return super().__contains__(_digest(key))
+        return super().__contains__(digest(key))
 
 
 @functools.cache
@@ -63,8 +63,15 @@ def shared(name: str) -> Memory:
     return Memory(name)
 
 
-def _digest(key: Any) -> str:
-    return blake2b(repr(key).encode(), digest_size=16).hexdigest()
+def digest(key: Any) -> str:
+    """Return the digest of a key, or of each part of a tuple: texts as they are, all else by its `repr`.
+
+    >>> digest(("ab", "c")) == digest(("a", "bc")), digest(1) == digest("1"), len(digest("a"))
+    (False, False, 32)
+    """
+    parts = key if isinstance(key, tuple) else (key,)
+    whole = "".join([f"{len(part)}:{part}" if isinstance(part, str) else f"{part!r};" for part in parts])
+    return sha256(whole.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def remembered() -> dict[str, dict[str, Any]]:
