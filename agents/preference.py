@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -64,15 +64,26 @@ def documents(data: Judgements) -> list[Document]:
     return found
 
 
-def held_out(found: Sequence[Document]) -> tuple[list[Document], list[Document]]:
-    """Divide documents into those to train on and those held out, by the rank of a hash of their sources.
+class About(Protocol):
+    """What is about a source."""
+
+    @property
+    def source(self) -> str:
+        """The source."""
+
+
+T = TypeVar("T", bound=About)
+
+
+def held_out(found: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Divide what there is to learn from into what to train on and what is held out, by the rank of a hash of sources.
 
     Raises:
-        LLMGymError: There are fewer than two.
+        LLMGymError: There are fewer than two sources.
     """
     if len(found) < 2:
         raise LLMGymError(
-            f"the file has {len(found)} documents with a text better than another; give at least 2, one to be held out"
+            f"there is something to learn from {len(found)} of the documents; give at least 2, one to be held out"
         )
     ranked = sorted(found, key=lambda document: hashlib.sha256(document.source.encode()).digest())
     count = max(1, round(HELD_OUT * len(ranked)))
@@ -193,7 +204,7 @@ def _learn(
     say: Callable[[str], None],
 ) -> int:
     """Train and return the number of updates; the learning rate falls to nought over them."""
-    batches = list(_batches(train, epochs, seed))[:steps]
+    batches = list(in_batches(train, BATCH, epochs, seed))[:steps]
     optimiser = torch.optim.AdamW(model.trained, lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: 1 - done / len(batches))
     for number, batch in enumerate(batches, 1):
@@ -212,13 +223,13 @@ def _learn(
     return len(batches)
 
 
-def _batches(train: Sequence[Document], epochs: int, seed: int) -> Iterator[list[Document]]:
-    """Yield documents in another order each epoch, `BATCH` at a time."""
+def in_batches(train: Sequence[T], size: int, epochs: int, seed: int) -> Iterator[list[T]]:
+    """Yield documents in another order each epoch, `size` at a time."""
     random = np.random.default_rng(seed)
     for _ in range(epochs):
         order = random.permutation(len(train))
-        for start in range(0, len(order), BATCH):
-            yield [train[place] for place in order[start : start + BATCH]]
+        for start in range(0, len(order), size):
+            yield [train[place] for place in order[start : start + size]]
 
 
 def _round(model: RewardModel) -> None:

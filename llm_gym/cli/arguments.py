@@ -182,6 +182,17 @@ def _feedback(commands: Any) -> None:
     training.add_argument("--seed", type=_seed, default=0, help="default: 0")
     training.add_argument("--out", required=True, metavar="DIR", help="folder of the model")
 
+    summary = "train a model that tells who said what, from dialogues and texts about them"
+    attributing = _command(commands, "train-attribution", pipeline.train_attribution_command, summary)
+    attributing.add_argument(
+        "--data", required=True, nargs="+", metavar="FILE", help="rows of a dialogue, `document`, and a `summary` of it"
+    )
+    _columns(attributing, "the column A, such as document, is the file's column B")
+    attributing.add_argument("--model", default="minilm-l6", metavar="NAME", help="default: minilm-l6")
+    attributing.add_argument("--epochs", type=_positive(int), default=3, metavar="N", help="default: 3")
+    attributing.add_argument("--seed", type=_seed, default=0, help="default: 0")
+    attributing.add_argument("--out", required=True, metavar="DIR", help="folder of the model")
+
 
 def _examples(parser: argparse.ArgumentParser) -> None:
     """Add what says which documents of an environment are taken, and where what is made of them goes."""

@@ -1,4 +1,4 @@
-"""`llm-gym feedback sample | corrupt | label | train`: from a policy's texts to a preference model."""
+"""`llm-gym feedback sample | corrupt | label | train | train-attribution`: from texts to models that judge them."""
 
 from __future__ import annotations
 
@@ -98,6 +98,27 @@ def train_command(arguments: argparse.Namespace) -> None:
     print(f"held-out accuracy  {cell(held_out['accuracy'])}, {held_out['documents']} documents, 95 % interval")
     print(f"the longer wins    {cell(held_out['longer'])}")
     print(f'use it as          --feedback \'{{"preference": {{"path": "{arguments.out}"}}}}\'')
+
+
+def train_attribution_command(arguments: argparse.Namespace) -> None:
+    """Train an attribution model, and print how well it tells dialogues that it was not trained on."""
+    from agents.attribution import train_attribution
+    from agents.progress import Progress
+    from llm_gym.data import load_examples
+
+    task = find_task("TextSummary-v0")
+    examples = [row for data in arguments.data for row in load_examples(data, "all", task, dict(arguments.columns))]
+    pairs = [(task.source(row), task.reference(row) or "") for row in examples]
+    config = train_attribution(
+        pairs, arguments.out, arguments.model, arguments.epochs, arguments.seed, say=Progress().say
+    )
+    if arguments.json:
+        print_json({**config, "out": arguments.out})
+        return
+    held_out = config["held_out"]
+    print(f"updates            {config['updates']}, {config['dialogues']} dialogues, {config['sentences']} sentences")
+    print(f"held-out accuracy  {cell(held_out['accuracy'])}, {held_out['dialogues']} dialogues, 95 % interval")
+    print(f'use it as          --feedback \'{{"attribution": {{"path": "{arguments.out}"}}}}\'')
 
 
 def _task(env_id: str) -> Task:

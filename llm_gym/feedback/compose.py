@@ -55,6 +55,7 @@ SCORERS: dict[str, str] = {
     "constitution": "llm_gym.feedback.judge:Constitution",
     "pairwise": "llm_gym.feedback.judge:Pairwise",
     "preference": "llm_gym.feedback.preference:Preference",
+    "attribution": "llm_gym.feedback.attribution:Attribution",
     "classifier": "llm_gym.feedback.classifier:Classifier",
     "entailment": "llm_gym.feedback.classifier:Entailment",
     "divergence": "llm_gym.feedback.divergence:Divergence",

@@ -31,8 +31,10 @@ def sentences(text: str) -> list[str]:
     ['"Is it late?" she asked.', 'It was.', '"Go home!"', 'He went.']
     >>> sentences("Rain fell. Why? 3.5 inches\nBob: no")
     ['Rain fell.', 'Why?', '3.5 inches', 'Bob: no']
+    >>> sentences("#Person1# calls. #Person2# is out.")
+    ['#Person1# calls.', '#Person2# is out.']
     """
-    ends = r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W_a-z])"
+    ends = r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*(?:[^\W_a-z]|#\w))"
     return [part for line in text.splitlines() for part in re.split(ends, line.strip()) if words(part)]
 
 

@@ -170,8 +170,8 @@ def shared_adapted_lm(
         return _shared_adapted_lm(name, resolved, str(folder), stamps, where, _dtype(dtype, where))
 
 
-def shared_encoder(name: str, device: str | torch.device = "auto") -> Any:
-    """Load the bare encoder of an embedding model in float32; one frozen object per name, device and process.
+def load_encoder(name: str, device: str | torch.device = "auto") -> Any:
+    """Load the bare encoder of an embedding model in float32, for the caller alone.
 
     Args:
         name: Anything `resolve` takes.
@@ -183,9 +183,23 @@ def shared_encoder(name: str, device: str | torch.device = "auto") -> Any:
     Raises:
         LLMGymError: If it cannot be loaded or is an encoder-decoder.
     """
+    return _model(name, resolve(name), "AutoModel", torch.float32).to(pick_device(device)).eval()
+
+
+def shared_encoder(name: str, device: str | torch.device = "auto", adapter: str | None = None) -> Any:
+    """Load what `load_encoder` does for reading only; one frozen object per name, device, adapter and process.
+
+    Args:
+        name: Anything `resolve` takes.
+        device: See `pick_device`.
+        adapter: Local folder of a PEFT adapter, which is merged into it.
+
+    Raises:
+        LLMGymError: If it cannot be loaded or is an encoder-decoder, or the adapter does not fit.
+    """
     resolved, where = resolve(name), pick_device(device)
     with _lock:
-        return _shared_encoder(name, resolved, stamp(resolved), where)
+        return _shared_encoder(name, resolved, adapter, (stamp(resolved), stamp(adapter) if adapter else ""), where)
 
 
 def shared_classifier(name: str, device: str | torch.device = "auto") -> Any:
@@ -320,8 +334,13 @@ def quiet_peft() -> Iterator[None]:
 
 
 @functools.cache
-def _shared_encoder(name: str, resolved: str, stamp: str, device: torch.device) -> Any:
-    return _model(name, resolved, "AutoModel", torch.float32).to(device).eval().requires_grad_(False)
+def _shared_encoder(
+    name: str, resolved: str, adapter: str | None, stamps: tuple[str, str], device: torch.device
+) -> Any:
+    encoder = load_encoder(name, device)
+    if adapter is not None:
+        encoder = adapted(encoder, name, adapter).merge_and_unload()
+    return encoder.eval().requires_grad_(False)
 
 
 @functools.cache

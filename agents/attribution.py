@@ -1,0 +1,187 @@
+"""Training an attribution model: from dialogues and texts about them to a folder that `attribution` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import llm_gym
+from agents.preference import held_out, in_batches
+from agents.saving import folder_aside
+from llm_gym.data.files import whole_path
+from llm_gym.errors import LLMGymError, positive
+from llm_gym.feedback.attribution import CONFIG, FORMAT, asked_of
+from llm_gym.models.attribution import Asked, logits
+from llm_gym.models.load import hub_id, load_encoder, load_tokenizer, quiet_peft
+from llm_gym.statistics import by_document, ratio
+
+RANK = 16
+DROPOUT = 0.05
+LEARNING_RATE = 5e-4
+WARM_UP = 20  # updates
+BATCH = 8  # dialogues in an update
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A dialogue, and what the text about it says of single speakers."""
+
+    source: str
+    asked: tuple[Asked, ...]
+
+
+def dialogues(pairs: Iterable[tuple[str, str]]) -> list[Dialogue]:
+    """Return what there is to learn from, of pairs of a dialogue and a text about it.
+
+    Raises:
+        LLMGymError: There is nothing.
+    """
+    every = [(source, tuple(one for one in asked_of(source, text) if one)) for source, text in pairs]
+    found = [Dialogue(source, asked) for source, asked in every if asked]
+    if not found:
+        raise LLMGymError(
+            "no text says anything of a speaker of its dialogue; documents must be lines such as 'Ann: Is it far?', "
+            "and summaries sentences such as 'Ann asks the way.'"
+        )
+    return found
+
+
+class AttributionNetwork(nn.Module):
+    """An encoder with LoRA adapters, in float32.
+
+    Args:
+        model: Name of an encoder.
+        seed: Of the adapters.
+    """
+
+    def __init__(self, model: str, seed: int = 0) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        super().__init__()
+        self.name, self.tokenizer = model, load_tokenizer(model)
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=DROPOUT, target_modules="all-linear")
+        with torch.random.fork_rng(), quiet_peft():
+            torch.manual_seed(seed)
+            self.encoder = get_peft_model(load_encoder(model), config)
+        # What is saved must name the public model, not a folder of this machine.
+        self.encoder.peft_config["default"].base_model_name_or_path = hub_id(model)
+
+    def logits(self, found: Iterable[Dialogue]) -> torch.Tensor:
+        """Return for each sentence of some dialogues the logit that it is about its speaker, `(n,)`."""
+        return logits(self.tokenizer, self.encoder, [one for dialogue in found for one in dialogue.asked])
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that are trained."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def round(self) -> None:
+        """Round the adapters to what is saved of them, so that what is measured is what will be loaded."""
+        with torch.no_grad():
+            for p in self.trained:
+                p.copy_(p.half())
+
+    def save(self, folder: Path, config: dict[str, Any]) -> None:
+        """Write adapter and config into an existing folder, weights in half the precision: half the size."""
+        adapter = {name: p.detach().half() for name, p in self.encoder.named_parameters() if p.requires_grad}
+        self.encoder.save_pretrained(str(folder), save_embedding_layers=False, state_dict=adapter)
+        (folder / "README.md").unlink(missing_ok=True)  # an empty template
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def train_attribution(
+    pairs: Iterable[tuple[str, str]],
+    out: str | Path,
+    model: str = "minilm-l6",
+    epochs: int = 3,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train an attribution model, measure it on dialogues held out, and write its folder, whole or not at all.
+
+    A sentence of a text is right of the speaker it names, and would be wrong of the others: that is all there is to
+    learn from, and no text has to be made wrong.
+
+    Args:
+        pairs: Dialogues, lines such as `Ann: Is it far?`, each with a text about it.
+        out: The folder.
+        model: Name of the encoder.
+        epochs: How often each dialogue is trained on.
+        seed: Of the adapters, of dropout, and of the order of dialogues.
+        say: Told how it goes, a line at a time.
+
+    Returns:
+        What the folder's config holds: among it `held_out`, the share of the sentences about dialogues not trained on
+        that fit their speaker best, `accuracy`, with a 95 % interval.
+
+    Raises:
+        LLMGymError: The folder exists, or there is too little data.
+    """
+    target = Path(out)
+    if target.exists():
+        raise LLMGymError(f"{target} exists already and nothing is overwritten: delete it, or pass another --out")
+    train, test = held_out(dialogues(pairs))
+    name = whole_path(model)
+    network = AttributionNetwork(name, seed)
+    say(f"{len(train)} dialogues to train on, {len(test)} held out")
+    updates = _learn(network, train, positive("epochs", epochs), seed, say)
+    config = {
+        "llm_gym_attribution": FORMAT,
+        "model": name,
+        "hub_id": hub_id(name),
+        "version": llm_gym.__version__,
+        "seed": seed,
+        "rank": RANK,
+        "learning_rate": LEARNING_RATE,
+        "batch": BATCH,
+        "updates": updates,
+        "dialogues": len(train),
+        "sentences": sum(len(dialogue.asked) for dialogue in train),
+        "held_out": _measure(network, test),
+    }
+    with folder_aside(target) as aside:
+        network.save(aside, config)
+    return config
+
+
+def _learn(
+    network: AttributionNetwork, train: list[Dialogue], epochs: int, seed: int, say: Callable[[str], None]
+) -> int:
+    """Train and return the number of updates; the learning rate rises over the first and falls to nought."""
+    batches = list(in_batches(train, BATCH, epochs, seed))
+    optimiser = torch.optim.AdamW(network.trained, lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: min(1, (done + 1) / WARM_UP) * (1 - done / len(batches))
+    )
+    network.train()
+    with torch.random.fork_rng():  # of dropout
+        torch.manual_seed(seed)
+        for number, batch in enumerate(batches, 1):
+            optimiser.zero_grad()
+            loss = nn.functional.softplus(-network.logits(batch)).mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.trained, 1.0)
+            optimiser.step()
+            schedule.step()
+            say(f"update {number} of {len(batches)} · loss {loss.item():.3f}")
+    network.eval()
+    network.round()
+    return len(batches)
+
+
+def _measure(network: AttributionNetwork, test: list[Dialogue]) -> dict[str, Any]:
+    """Return how well the speakers of sentences about dialogues held out are told; an equal fit is half a hit."""
+    with torch.no_grad():
+        found = [network.logits([dialogue]).cpu().numpy() for dialogue in test]
+    hits = (np.sign(np.concatenate(found)) + 1) / 2
+    owners = np.repeat(np.arange(len(found)), [len(part) for part in found])
+    sums = by_document(np.stack([hits, np.ones(len(hits))], -1), owners)
+    accuracy = ratio(sums[:, 0], sums[:, 1], (0.0, 1.0)).estimate()
+    return {"dialogues": len(test), "sentences": len(hits), "accuracy": asdict(accuracy)}
