@@ -117,6 +117,7 @@ class Composite:
         self.spec = spec
         self.weights = {name: float(options["weight"]) for name, options in spec.items()}
         self.scorers = {name: _make(name, options) for name, options in spec.items()}
+        self._placing = {name: scorer for name, scorer in self.scorers.items() if _places(scorer)}
         self._known = Memory()
 
     def __call__(self, episodes: Sequence[Episode]) -> list[Score]:
@@ -128,7 +129,9 @@ class Composite:
         Raises:
             LLMGymError: A scorer gave a value that is not finite.
         """
-        keys = [_key(episode) for episode in episodes]
+        rows = {id(e.example): e.example for e in episodes}
+        digests = {place: _row_digest(example) for place, example in rows.items()}
+        keys = [_key(episode, digests[id(episode.example)]) for episode in episodes]
         known = {key: score for key in keys if (score := self._known.get(key)) is not None}
         new = {key: e for key, e in zip(keys, episodes, strict=True) if key not in known}
         for key, score in zip(new, self._score(list(new.values())), strict=True):
@@ -160,8 +163,8 @@ class Composite:
         """Return where in the text the value arises, see `Scorer.placed`."""
         return tuple(
             (end, self.weights[name] * value)
-            for name, scorer in self.scorers.items()
-            for end, value in getattr(scorer, "placed", lambda _: ())(episode)
+            for name, scorer in self._placing.items()
+            for end, value in scorer.placed(episode)
         )
 
     @property
@@ -249,6 +252,11 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
         raise LLMGymError(f"scorer {name!r} does not take these options: {error}; it takes {takes}") from error
 
 
+def _places(scorer: Any) -> bool:
+    """Return whether a scorer may know where in a text its value arises."""
+    return getattr(type(scorer), "placed", Scorer.placed) is not Scorer.placed
+
+
 def _finite(name: str, score: Score | None, episode: Episode) -> float:
     """Return a scorer's value, NaN where it abstained.
 
@@ -265,9 +273,12 @@ def _finite(name: str, score: Score | None, episode: Episode) -> float:
     return value
 
 
-def _key(episode: Episode) -> str:
-    """Return a digest of what a score may depend on; the id names the row, and nothing is said of it in a score."""
-    columns = [part for name, value in sorted(episode.example.items()) if name != "id" for part in (name, value)]
+def _row_digest(example: dict[str, Any]) -> str:
+    """Return a digest of a data row; its id names it, and nothing is said of it in a score."""
+    return digest(tuple(part for name, value in sorted(example.items()) if name != "id" for part in (name, value)))
+
+
+def _key(episode: Episode, row: str) -> str:
+    """Return a digest of what a score may depend on, given that of the data row."""
     before = [turn["text"] for turn in episode.turns[:-1]]
-    written = (episode.source, episode.text, episode.finish_reason, episode.reference, episode.over)
-    return digest((*written, before, *columns))
+    return digest((episode.source, episode.text, episode.finish_reason, episode.reference, episode.over, before, row))
