@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import llm_gym
-from agents.preference import held_out, in_batches
+from agents.lora import round_adapters, save_adapters, with_adapters
+from agents.preference import held_out, in_batches, share_right
 from agents.saving import folder_aside
 from llm_gym.data.files import whole_path
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.attribution import CONFIG, FORMAT, asked_of
 from llm_gym.models.attribution import Asked, logits
-from llm_gym.models.load import hub_id, load_encoder, load_tokenizer, quiet_peft
-from llm_gym.statistics import by_document, ratio
+from llm_gym.models.load import hub_id, load_encoder, load_tokenizer
 
 RANK = 16
 DROPOUT = 0.05
@@ -62,16 +61,11 @@ class AttributionNetwork(nn.Module):
     """
 
     def __init__(self, model: str, seed: int = 0) -> None:
-        from peft import LoraConfig, get_peft_model
-
         super().__init__()
         self.name, self.tokenizer = model, load_tokenizer(model)
-        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=DROPOUT, target_modules="all-linear")
-        with torch.random.fork_rng(), quiet_peft():
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.encoder = get_peft_model(load_encoder(model), config)
-        # What is saved must name the public model, not a folder of this machine.
-        self.encoder.peft_config["default"].base_model_name_or_path = hub_id(model)
+            self.encoder = with_adapters(load_encoder(model), model, RANK, DROPOUT, task_type=None)
 
     def logits(self, found: Iterable[Dialogue]) -> torch.Tensor:
         """Return for each sentence of some dialogues the logit that it is about its speaker, `(n,)`."""
@@ -82,17 +76,9 @@ class AttributionNetwork(nn.Module):
         """The weights that are trained."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def round(self) -> None:
-        """Round the adapters to what is saved of them, so that what is measured is what will be loaded."""
-        with torch.no_grad():
-            for p in self.trained:
-                p.copy_(p.half())
-
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write adapter and config into an existing folder, weights in half the precision: half the size."""
-        adapter = {name: p.detach().half() for name, p in self.encoder.named_parameters() if p.requires_grad}
-        self.encoder.save_pretrained(str(folder), save_embedding_layers=False, state_dict=adapter)
-        (folder / "README.md").unlink(missing_ok=True)  # an empty template
+        """Write adapters and config into an existing folder."""
+        save_adapters(self.encoder, folder)
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -172,16 +158,13 @@ def _learn(
             schedule.step()
             say(f"update {number} of {len(batches)} · loss {loss.item():.3f}")
     network.eval()
-    network.round()
+    round_adapters(network.encoder)
     return len(batches)
 
 
 def _measure(network: AttributionNetwork, test: list[Dialogue]) -> dict[str, Any]:
-    """Return how well the speakers of sentences about dialogues held out are told; an equal fit is half a hit."""
+    """Return how well the speakers of sentences about dialogues held out are told."""
     with torch.no_grad():
         found = [network.logits([dialogue]).cpu().numpy() for dialogue in test]
-    hits = (np.sign(np.concatenate(found)) + 1) / 2
-    owners = np.repeat(np.arange(len(found)), [len(part) for part in found])
-    sums = by_document(np.stack([hits, np.ones(len(hits))], -1), owners)
-    accuracy = ratio(sums[:, 0], sums[:, 1], (0.0, 1.0)).estimate()
-    return {"dialogues": len(test), "sentences": len(hits), "accuracy": asdict(accuracy)}
+    accuracy = share_right(found).estimate()
+    return {"dialogues": len(test), "sentences": sum(map(len, found)), "accuracy": asdict(accuracy)}

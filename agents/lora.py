@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,15 +46,33 @@ class LoRALinear(Linear):
         )
 
 
-def with_adapters(causal: Any, model: str, rank: int) -> Any:
-    """Return the language model `causal`, known by the name `model`, with new adapters on all linear layers."""
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+def with_adapters(bare: Any, model: str, rank: int, dropout: float = 0.0, task_type: str | None = "CAUSAL_LM") -> Any:
+    """Return the model `bare`, known by the name `model`, with new adapters on all linear layers."""
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear", task_type=task_type
+    )
     with quiet_peft():
-        lm = get_peft_model(causal, config)
+        lm = get_peft_model(bare, config)
     # What is saved must name the public model, not a folder of this machine.
     lm.peft_config["default"].base_model_name_or_path = hub_id(model)
     make_lean(lm)
     return lm
+
+
+def round_adapters(lm: nn.Module) -> None:
+    """Round the adapters to what `save_adapters` keeps, so that what is measured is what will be loaded."""
+    with torch.no_grad():
+        for p in lm.parameters():
+            if p.requires_grad:
+                p.copy_(p.half())
+
+
+def save_adapters(lm: Any, folder: Path) -> None:
+    """Write the adapters into an existing folder, in half the precision: half the size."""
+    adapter = {name: p.detach().half() for name, p in lm.named_parameters() if p.requires_grad}
+    # The embeddings are never trained; asked to find out itself, PEFT would look for the base model on the hub.
+    lm.save_pretrained(str(folder), save_embedding_layers=False, state_dict=adapter)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty template
 
 
 def make_lean(lm: nn.Module) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import llm_gym
+from agents.lora import round_adapters, save_adapters, with_adapters
 from agents.losses import bradley_terry
 from agents.saving import folder_aside
 from llm_gym.data.files import whole_path
@@ -99,8 +100,6 @@ class RewardModel(nn.Module):
     """
 
     def __init__(self, model: str, seed: int = 0) -> None:
-        from agents.lora import with_adapters
-
         super().__init__()
         self.name, self.tokenizer = model, load_tokenizer(model)
         causal = load_causal_lm(model, dtype="float32")
@@ -129,11 +128,8 @@ class RewardModel(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def save(self, folder: Path, config: dict[str, Any]) -> None:
-        """Write adapter, head and config into an existing folder, weights in half the precision: half the size."""
-        adapter = {name: p.detach().half() for name, p in self.lm.named_parameters() if p.requires_grad}
-        # The embeddings are never trained; asked to find out itself, PEFT would look for the base model on the hub.
-        self.lm.save_pretrained(str(folder), save_embedding_layers=False, state_dict=adapter)
-        (folder / "README.md").unlink(missing_ok=True)  # an empty template
+        """Write adapters, head and config into an existing folder."""
+        save_adapters(self.lm, folder)
         head = {"weight": self.head.weight.detach()[0], "bias": self.head.bias.detach()}
         save_file({name: value.cpu().contiguous() for name, value in head.items()}, folder / HEAD)
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -219,7 +215,7 @@ def _learn(
         optimiser.step()
         schedule.step()
         say(f"update {number} of {len(batches)} · loss {np.mean(losses):.3f}")
-    _round(model)
+    round_adapters(model.lm)
     return len(batches)
 
 
@@ -230,14 +226,6 @@ def in_batches(train: Sequence[T], size: int, epochs: int, seed: int) -> Iterato
         order = random.permutation(len(train))
         for start in range(0, len(order), size):
             yield [train[place] for place in order[start : start + size]]
-
-
-def _round(model: RewardModel) -> None:
-    """Round the adapters to what is saved of them, so that what is measured is what will be loaded."""
-    with torch.no_grad():
-        for p in model.lm.parameters():
-            if p.requires_grad:
-                p.copy_(p.half())
 
 
 def _measure(model: RewardModel, test: Sequence[Document]) -> dict[str, Any]:
@@ -255,8 +243,12 @@ def _measure(model: RewardModel, test: Sequence[Document]) -> dict[str, Any]:
 
 
 def _accuracy(values: Sequence[np.ndarray], test: Sequence[Document]) -> Statistic:
-    """Return in what share of the comparisons the better text has the higher value; an equal one is half a hit."""
-    gaps = [v[d.better[:, 0]] - v[d.better[:, 1]] for v, d in zip(values, test, strict=True)]
+    """Return in what share of the comparisons the better text has the higher value."""
+    return share_right([v[d.better[:, 0]] - v[d.better[:, 1]] for v, d in zip(values, test, strict=True)])
+
+
+def share_right(gaps: Sequence[np.ndarray]) -> Statistic:
+    """Return what share of the gaps of some documents is above 0; one of 0 is half a hit."""
     owners = np.repeat(np.arange(len(gaps)), [len(gap) for gap in gaps])
     hits = (np.sign(np.concatenate(gaps)) + 1) / 2
     sums = by_document(np.stack([hits, np.ones(len(hits))], -1), owners)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agents import preference as training
+from agents.lora import round_adapters
 from agents.losses import bradley_terry
 from agents.preference import RewardModel, documents, held_out, train_preference
 from llm_gym.data import load_examples
@@ -62,7 +63,7 @@ def perturbed(model: str, seed: int = 0) -> RewardModel:
     with torch.no_grad():
         for p in rewards.trained:
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    training._round(rewards)
+    round_adapters(rewards.lm)
     return rewards
 
 

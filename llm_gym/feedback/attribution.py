@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.speakers import claims, speaker_names, turns
+from llm_gym.feedback.trained import read_config
 from llm_gym.models.version import one_a_model, version
 
 if TYPE_CHECKING:
@@ -91,18 +90,7 @@ def asked_of(source: str, text: str) -> list[Asked | None]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LLMGymError(
-            f"{str(folder)!r} is no attribution model: it has no {CONFIG} that can be read; give a folder that "
-            "`llm-gym feedback train-attribution` wrote"
-        ) from error
-    if not isinstance(config, dict) or config.get("llm_gym_attribution") != FORMAT:
-        raise LLMGymError(f"{str(folder)!r} was written by another version of llm_gym; train it again, or use that one")
-    if not isinstance(config.get("model"), str):
-        raise LLMGymError(f"{str(folder / CONFIG)!r} names no model that it was trained on; train it again")
-    return config
+    return read_config(folder, "attribution", FORMAT, "train-attribution")
 
 
 class Attribution(Scorer):

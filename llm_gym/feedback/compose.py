@@ -117,7 +117,6 @@ class Composite:
         self.spec = spec
         self.weights = {name: float(options["weight"]) for name, options in spec.items()}
         self.scorers = {name: _make(name, options) for name, options in spec.items()}
-        self._placing = {name: scorer for name, scorer in self.scorers.items() if _places(scorer)}
         self._known = Memory()
 
     def __call__(self, episodes: Sequence[Episode]) -> list[Score]:
@@ -163,8 +162,8 @@ class Composite:
         """Return where in the text the value arises, see `Scorer.placed`."""
         return tuple(
             (end, self.weights[name] * value)
-            for name, scorer in self._placing.items()
-            for end, value in scorer.placed(episode)
+            for name, scorer in self.scorers.items()
+            for end, value in getattr(scorer, "placed", lambda _: ())(episode)
         )
 
     @property
@@ -250,11 +249,6 @@ def _make(name: str, options: dict[str, Any]) -> Scorer:
     except TypeError as error:
         takes = ", ".join(inspect.signature(make).parameters) or "none"
         raise LLMGymError(f"scorer {name!r} does not take these options: {error}; it takes {takes}") from error
-
-
-def _places(scorer: Any) -> bool:
-    """Return whether a scorer may know where in a text its value arises."""
-    return getattr(type(scorer), "placed", Scorer.placed) is not Scorer.placed
 
 
 def _finite(name: str, score: Score | None, episode: Episode) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from llm_gym.errors import LLMGymError, number
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.pairs import about
+from llm_gym.feedback.trained import read_config
 from llm_gym.models.version import version
 
 WHO_DID_WHAT = Path(__file__).parents[1] / "models" / "who-did-what"
@@ -109,18 +109,7 @@ def _preference_model(folder: str, saved: str, base: str) -> PreferenceModel:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LLMGymError(
-            f"{str(folder)!r} is no preference model: it has no {CONFIG} that can be read; give a folder that "
-            "`llm-gym feedback train` wrote"
-        ) from error
-    if not isinstance(config, dict) or config.get("llm_gym_preference") != FORMAT:
-        raise LLMGymError(f"{str(folder)!r} was written by another version of llm_gym; train it again, or use that one")
-    if not isinstance(config.get("model"), str):
-        raise LLMGymError(f"{str(folder / CONFIG)!r} names no model that it was trained on; train it again")
-    return config
+    return read_config(folder, "preference", FORMAT, "train")
 
 
 class Preference(Scorer):

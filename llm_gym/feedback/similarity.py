@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,6 @@ from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.rules import sentences
 from llm_gym.models.version import one_a_model, version
-
-MAX_TOKENS = 256  # what MiniLM was trained on; the rest of a longer text is not read
 
 
 class Embedder:
@@ -41,19 +38,12 @@ class Embedder:
     def _embed(self, texts: list[str]) -> np.ndarray:
         import torch
 
+        from llm_gym.models.embedding import embeddings, token_ids
         from llm_gym.models.load import load_tokenizer, shared_encoder
 
         tokenizer, model = load_tokenizer(self.model), shared_encoder(self.model)
-        plain = {"split_special_tokens": True}  # "[SEP]" written out in a text is no special token
-        batch: Any = tokenizer(
-            texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt", **plain
-        )
-        batch = batch.to(model.device)
         with torch.no_grad():
-            hidden = model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"][..., None].float()
-        pooled = (hidden * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+            return embeddings(model, token_ids(tokenizer, texts), tokenizer.pad_token_id).cpu().numpy()
 
 
 @one_a_model

@@ -114,12 +114,11 @@ def claims(text: str, said: list[Turn], known: Mapping[str, str]) -> list[Claim 
     None
     None
     """
-    everyone = _any_of([*names(text, [turn.words for turn in said]), *known])
-    return [_claim(clause, known, everyone) for clause in _clauses(text, known)]
+    speakers, everyone = _any_of(known), _any_of([*names(text, [turn.words for turn in said]), *known])
+    return [_claim(clause, known, speakers, everyone) for clause in _clauses(text, speakers.pattern)]
 
 
-def _clauses(text: str, known: Mapping[str, str]) -> list[str]:
-    name = _any_of(known).pattern
+def _clauses(text: str, name: str) -> list[str]:
     opening = re.compile(rf"{LINK} (?={name}(?!['’]s))")  # "and Bob's mother" begins none
     listed = re.compile(rf"{name}(?:['’]s)?,?$")
     found = []
@@ -133,14 +132,14 @@ def _clauses(text: str, known: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _claim(clause: str, known: Mapping[str, str], everyone: re.Pattern[str]) -> Claim | None:
+def _claim(clause: str, known: Mapping[str, str], speakers: re.Pattern[str], everyone: re.Pattern[str]) -> Claim | None:
     found = list(everyone.finditer(clause))
     if not found or found[0].group() not in known:
         return None
     if len(found) > 1 and JOINED.fullmatch(clause[found[0].end() : found[1].start()]):
         return None
     subject = known[found[0].group()]
-    called = _any_of(known).sub(lambda match: SUBJECT if known[match.group()] == subject else OTHER, clause)
+    called = speakers.sub(lambda match: SUBJECT if known[match.group()] == subject else OTHER, clause)
     return Claim(subject, called)
 
 

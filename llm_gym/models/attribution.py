@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-MAX_TOKENS = 256  # of a turn that are read, what MiniLM was trained on
+from llm_gym.models.embedding import embeddings, token_ids
+
 BATCH_TOKENS = 4000  # that are run at once, padding included
 TEMPERATURE = 0.05  # of the soft maximum over turns, in cosine
 SCALE = 20.0  # from cosine to logit
@@ -43,8 +44,8 @@ def logits(tokenizer: Any, encoder: Any, asked: Sequence[Asked]) -> torch.Tensor
     return torch.stack([_logit(found, one) for one in asked])
 
 
-def _logit(embeddings: dict[str, torch.Tensor], asked: Asked) -> torch.Tensor:
-    cosines = torch.stack([embeddings[words] for _, words in asked.turns]) @ embeddings[asked.sentence]
+def _logit(known: dict[str, torch.Tensor], asked: Asked) -> torch.Tensor:
+    cosines = torch.stack([known[words] for _, words in asked.turns]) @ known[asked.sentence]
     own = torch.tensor([speaker == asked.speaker for speaker, _ in asked.turns], device=cosines.device)
     return SCALE * (_best(cosines[own]) - _best(cosines[~own]))
 
@@ -56,8 +57,7 @@ def _best(cosines: torch.Tensor) -> torch.Tensor:
 
 def _embeddings(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> list[torch.Tensor]:
     """Return a unit vector for each text; texts of like length are run together."""
-    plain = {"split_special_tokens": True}  # "[SEP]" written out in a text is no special token
-    ids = [tokenizer(text, truncation=True, max_length=MAX_TOKENS, **plain)["input_ids"] for text in texts]
+    ids = token_ids(tokenizer, texts)
     found: list[torch.Tensor] = [torch.empty(0)] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     while order:
@@ -65,16 +65,7 @@ def _embeddings(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> list[torc
         while size > 1 and size * len(ids[order[size - 1]]) > BATCH_TOKENS:
             size -= 1
         places, order = order[:size], order[size:]
-        for place, embedding in zip(places, _pooled(encoder, [ids[i] for i in places]), strict=True):
+        run = embeddings(encoder, [ids[i] for i in places], tokenizer.pad_token_id)
+        for place, embedding in zip(places, run, strict=True):
             found[place] = embedding
     return found
-
-
-def _pooled(encoder: Any, ids: list[list[int]]) -> torch.Tensor:
-    """Return unit vectors `(texts, width)`, the means of the last hidden states."""
-    length = max(map(len, ids))
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids], device=encoder.device)
-    padded = torch.tensor([row + [0] * (length - len(row)) for row in ids], device=encoder.device)
-    hidden = encoder(input_ids=padded, attention_mask=mask).last_hidden_state
-    means = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    return torch.nn.functional.normalize(means, dim=-1)
