@@ -22,7 +22,11 @@ GUARDS = ("copying", "copied_share")
 WHOLE: dict[str, Any] = {
     "default": DEFAULT,
     "default without guard": {name: part for name, part in DEFAULT.items() if name not in GUARDS},
-    "quality": {"likelihood": 2.0, "similarity": 6.0, "distinct": 10.0},  # agrees best with people; copies earn most
+    "quality": {  # agrees best with people; copies earn most
+        "likelihood": {"weight": 0.6, "length_penalty": 0.7},
+        "similarity": 6.0,
+        "distinct": 10.0,
+    },
     "faithful": {"likelihood": 1.0, "bigram_precision": 3.0},
 }
 RULES: dict[str, Any] = {

@@ -153,6 +153,8 @@ def test_a_spec_given_is_not_changed():
         ({"coverage": {"prompt": "Text:"}}, "must contain '{text}'"),
         ({"grounding": {"limit": 0}}, "limit=0 must be a positive number"),
         ({"likelihood": {"ceiling": "low"}}, "ceiling='low' must be a finite number"),
+        ({"likelihood": {"length_penalty": None}}, "length_penalty=None must be a finite number"),
+        ({"likelihood": {"long": 0}}, "long=0 must be a positive integer"),
         ({"reading_level": {"grade": math.inf}}, "grade=inf must be a finite number"),
         ('{"length": 1.0, "brevity": 2.0, "length": 3.0}', "feedback has 'length' twice in one object; leave out one"),
         ('{"likelihood": {"weight": 1, "weight": 2}}', "feedback has 'weight' twice in one object"),
@@ -550,6 +552,28 @@ def test_the_bare_likelihood_of_nothing_is_an_error(tiny_model):
 def test_ceiling_and_limit_clip(tiny_model):
     assert Likelihood(tiny_model, ceiling=-7.5)([MIXED[0]])[0] <= -7.5
     assert abs(Grounding(tiny_model, limit=1e-6)([MIXED[0]])[0]) <= 1e-6
+
+
+def test_the_length_penalty_is_that_of_beam_search(tiny_model):
+    for e in MIXED[:6]:
+        context, text = PROMPT.replace("{source}", e.source), f" {e.text}"
+        mean, tokens = naive(tiny_model, context, text), len(LanguageModel(tiny_model).encode(text))
+        for penalty, expected in ((1.0, mean), (0.7, mean * tokens / tokens**0.7), (0.0, mean * tokens)):
+            made = Likelihood(tiny_model, length_penalty=penalty)
+            assert made([e])[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_length_penalty_is_of_long_texts_alone(tiny_model):
+    short, long = episode("Rain fell."), episode("Rain fell on the hills of the west. " * 3)
+    count = len(LanguageModel(tiny_model).encode(f" {long.text}"))
+    found = Likelihood(tiny_model, length_penalty=0.5, long=10)([short, long])
+    mean = Likelihood(tiny_model)([short, long])
+    assert count > 10 and found == [mean[0], pytest.approx(mean[1] * (count / 10) ** 0.5)]
+
+
+def test_the_ceiling_is_of_a_token_whatever_the_length_penalty(tiny_model):
+    (value,) = Likelihood(tiny_model, ceiling=-7.5, length_penalty=0.0)([MIXED[0]])
+    assert value <= -7.5 * len(LanguageModel(tiny_model).encode(f" {MIXED[0].text}"))
 
 
 def test_a_model_saved_anew_under_its_name_is_asked_anew(tiny_model, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_gym.episode import Episode
-from llm_gym.errors import LLMGymError, number
+from llm_gym.errors import LLMGymError, number, positive
 from llm_gym.feedback.base import Scorer
 from llm_gym.feedback.memory import Memory
 from llm_gym.feedback.rules import WORD, words
@@ -43,18 +43,19 @@ class LanguageModel:
             known[pair] = self._known[pair] = value
         return [known[pair] for pair in pairs]
 
-    def _score(self, pairs: list[tuple[str, str]]) -> Iterator[float]:
-        """Run what neighbouring pairs begin with once, with a row full of the rest at a time; nothing is padded."""
+    def encode(self, text: str) -> np.ndarray:
+        """Return the tokens of a context or a text, int `(T,)`."""
         from llm_gym.models.load import load_tokenizer
-        from llm_gym.models.packing import Segment, read
 
         tokenizer = load_tokenizer(self.model)
+        return np.asarray(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], int)
 
-        def encode(text: str) -> np.ndarray:
-            return np.asarray(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], int)
+    def _score(self, pairs: list[tuple[str, str]]) -> Iterator[float]:
+        """Run what neighbouring pairs begin with once, with a row full of the rest at a time; nothing is padded."""
+        from llm_gym.models.packing import Segment, read
 
-        contexts = {context: encode(context) for context, _ in pairs}
-        texts = [encode(text) for _, text in pairs]
+        contexts = {context: self.encode(context) for context, _ in pairs}
+        texts = [self.encode(text) for _, text in pairs]
         if any(not len(text) for text in texts):
             raise LLMGymError("the likelihood of an empty text is undefined; score it by a rule instead")
         heads = [contexts[context] for context, _ in pairs]
@@ -130,19 +131,43 @@ class _Likelihood(Scorer):
 class Likelihood(_Likelihood):
     """Mean log-probability per token of the text given the source, in nats, between `FLOOR` and `ceiling`.
 
-    The ceiling takes away the reward for being more predictable than good prose is, which copying and platitudes
-    are. An empty text gets `FLOOR`.
+    An empty text gets `FLOOR`.
+
+    Args:
+        model: Name of a causal language model.
+        prompt: `{source}` in it stands for the source, `{said}` for what the partner of a conversation said last.
+        ceiling: Takes away the reward for being more predictable than good prose is, which copying and platitudes are.
+        length_penalty: The power of the number of tokens by which the sum of their log-probabilities is divided, as in
+            beam search (Wu et al. 2016). 1 is the mean, which favours long texts: the further a text has come, the
+            easier it is to go on with. 0 is the sum, which favours short ones.
+        long: From how many tokens on this is so; a shorter text has the mean.
     """
 
-    def __init__(self, model: str = "smollm2-135m", prompt: str = PROMPT, ceiling: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: str = "smollm2-135m",
+        prompt: str = PROMPT,
+        ceiling: float = 0.0,
+        length_penalty: float = 1.0,
+        long: int = 1,
+    ) -> None:
         super().__init__(model, prompt)
         self.ceiling = number("ceiling", ceiling)
+        self.length_penalty, self.long = number("length_penalty", length_penalty), positive("long", long)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return nats per token."""
+        """Return nats per token; of long texts, times how many times longer than `long` to 1 - `length_penalty`."""
         written = [e for e in episodes if e.text.strip()]
         values = iter(self.given_source(written))
-        return [float(np.clip(next(values), FLOOR, self.ceiling)) if e.text.strip() else FLOOR for e in episodes]
+        return [
+            float(np.clip(next(values), FLOOR, self.ceiling)) * self._times(e.text) if e.text.strip() else FLOOR
+            for e in episodes
+        ]
+
+    def _times(self, text: str) -> float:
+        if self.length_penalty == 1:
+            return 1.0
+        return float(max(1, len(self.lm.encode(f" {text}")) / self.long) ** (1 - self.length_penalty))
 
 
 class Grounding(_Likelihood):

@@ -69,7 +69,7 @@ class TextSummary(Task):
     instruction = "Summarize the following text in one short sentence."
     # Weights: see docs/environments.md for the attacks that they are measured against.
     feedback = {
-        "likelihood": {"weight": 3.0, "ceiling": -0.8},
+        "likelihood": {"weight": 3.0, "ceiling": -0.8, "length_penalty": 0.7, "long": 48},
         "grounding": {"weight": 3.0, "limit": 2.0},
         "similarity": {"weight": 10.0},
         "distinct": {"weight": 15.0},
