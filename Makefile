@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 SEED ?= 0
 
-.PHONY: demo preference attribution test checks install format clean
+.PHONY: demo preference replies attribution test checks install format clean
 
 # torch goes first and alone, so that the constraints decide which build of it is taken.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ preference: install
 	$(CORRUPT) -k 3 --split all --data llm_gym/data/corpora/who_did_what_reports.jsonl --out $(PAIRS)/reports.jsonl
 	cat $(PAIRS)/summaries.jsonl $(PAIRS)/dialogues.jsonl $(PAIRS)/reports.jsonl > $(PAIRS)/all.jsonl
 	$(BIN)/llm-gym feedback train --data $(PAIRS)/all.jsonl --epochs 4 --seed $(SEED) --out runs/preference
+
+# The preference model `which-reply`, from bundled replies to requests alone.
+replies: install
+	$(BIN)/llm-gym feedback train-probe --data llm_gym/data/corpora/which_reply.jsonl --out runs/replies
 
 # The attribution model `who-said-what`, from bundled dialogues alone.
 attribution: install

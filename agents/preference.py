@@ -233,6 +233,11 @@ def _measure(model: RewardModel, test: Sequence[Document]) -> dict[str, Any]:
     with torch.no_grad():
         rewards = [model.rewards(document).double().cpu().numpy() for document in test]
         model.head.bias.sub_(float(np.mean(np.concatenate(rewards))))
+    return measured(rewards, test)
+
+
+def measured(rewards: Sequence[np.ndarray], test: Sequence[Document]) -> dict[str, Any]:
+    """Return how well the rewards of each document's texts tell the better ones, and how well their lengths do."""
     lengths = [np.array([len(words(text)) for text in document.texts]) for document in test]
     return {
         "documents": len(test),

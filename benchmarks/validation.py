@@ -28,6 +28,7 @@ WHOLE: dict[str, Any] = {
         "distinct": 10.0,
     },
     "faithful": {"likelihood": 1.0, "bigram_precision": 3.0},
+    "helpful": {"preference": {"path": "which-reply"}, "similarity": 5.0, "repetition": -5.0},  # of replies
 }
 RULES: dict[str, Any] = {
     "length": 1.0,
@@ -57,6 +58,8 @@ MODELS: dict[str, Any] = {
     "grounding": 1.0,
     **WHOLE,
     "coverage": 1.0,
+    "preference": 1.0,
+    "preference#which-reply": {"path": "which-reply"},
 }
 
 

@@ -148,3 +148,18 @@ def test_who_did_what_can_be_swapped_and_shares_nothing_with_summaries() -> None
         assert set(row) == {"id", "document", "summary"}
         assert not runs_of(row) & summaries, row["id"]
         assert "swapped" in corruptions(row["summary"], row["document"], Random(0)), row["id"]
+
+
+# --- which reply --------------------------------------------------------------------------------------------
+
+
+def test_replies_to_a_request_differ_and_their_length_tells_nothing() -> None:
+    replies = collections.defaultdict(list)
+    for row in rows_of("which_reply"):
+        replies[row["id"], row["source"]].append((row["human"], row["candidate"]))
+    assert len(replies) == len({source for _, source in replies}) == 720
+    orders: collections.Counter[tuple[int, ...]] = collections.Counter()
+    for found in replies.values():
+        assert [rank for rank, _ in found] == [3, 2, 1] and len({text for _, text in found}) == 3
+        orders[tuple(rank for rank, _ in sorted(found, key=lambda reply: len(reply[1].split())))] += 1
+    assert set(orders.values()) == {120}

@@ -182,6 +182,14 @@ def _feedback(commands: Any) -> None:
     training.add_argument("--seed", type=_seed, default=0, help="default: 0")
     training.add_argument("--out", required=True, metavar="DIR", help="folder of the model")
 
+    summary = "train a preference model that leaves the language model as it is, from pairs or ratings"
+    probing = _command(commands, "train-probe", pipeline.train_probe_command, summary)
+    probing.add_argument("--data", required=True, metavar="FILE", help="pairs or people's ratings, as for `validate`")
+    _columns(probing, "the column A, such as chosen, is the file's column B")
+    probing.add_argument("--model", default=DEFAULT_POLICY, metavar="NAME", help=f"default: {DEFAULT_POLICY}")
+    probing.add_argument("--layer", type=_positive(int), metavar="N", help="default: three fifths of the way up")
+    probing.add_argument("--out", required=True, metavar="DIR", help="folder of the model")
+
     summary = "train a model that tells who said what, from dialogues and texts about them"
     attributing = _command(commands, "train-attribution", pipeline.train_attribution_command, summary)
     attributing.add_argument(

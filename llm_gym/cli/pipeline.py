@@ -1,4 +1,4 @@
-"""`llm-gym feedback sample | corrupt | label | train | train-attribution`: from texts to models that judge them."""
+"""`llm-gym feedback sample | corrupt | label | train | train-probe | train-attribution`: from texts to their judges."""
 
 from __future__ import annotations
 
@@ -88,13 +88,26 @@ def train_command(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         say=Progress().say,
     )
+    _print_preference(config, f"updates            {config['updates']}", arguments)
+
+
+def train_probe_command(arguments: argparse.Namespace) -> None:
+    """Train a preference model on a frozen language model, and print how well it tells documents held out."""
+    from agents.probe import train_probe
+    from agents.progress import Progress
+    from llm_gym.feedback.human import read_judgements
+
+    data = read_judgements(arguments.data, dict(arguments.columns))
+    config = train_probe(data, arguments.out, arguments.model, arguments.layer, say=Progress().say)
+    _print_preference(config, f"layer              {config['layer']}", arguments)
+
+
+def _print_preference(config: dict[str, Any], first: str, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({**config, "out": arguments.out})
         return
     held_out = config["held_out"]
-    print(
-        f"updates            {config['updates']}, {config['documents']} documents, {config['comparisons']} comparisons"
-    )
+    print(f"{first}, {config['documents']} documents, {config['comparisons']} comparisons")
     print(f"held-out accuracy  {cell(held_out['accuracy'])}, {held_out['documents']} documents, 95 % interval")
     print(f"the longer wins    {cell(held_out['longer'])}")
     print(f'use it as          --feedback \'{{"preference": {{"path": "{arguments.out}"}}}}\'')

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from llm_gym.feedback.pairs import about
 from llm_gym.feedback.trained import read_config
 from llm_gym.models.version import version
 
-WHO_DID_WHAT = Path(__file__).parents[1] / "models" / "who-did-what"
-"""The model that comes with the package; `make preference` makes it."""
+BUNDLED = {name: Path(__file__).parents[1] / "models" / name for name in ("who-did-what", "which-reply")}
+"""The models that come with the package; `make preference` and `make replies` make them."""
 CONFIG, HEAD = "preference.json", "head.safetensors"
 FORMAT = 1
 """Value of `llm_gym_preference` in the config."""
@@ -26,10 +27,12 @@ PROMPT = ("Source:\n", "\n\nText:")
 
 
 class PreferenceModel:
-    """A reward model: a causal language model with an adapter and a head, see `agents.preference`; remembers by text.
+    """A reward model: a causal language model with a head, which remembers by text.
+
+    Either with an adapter, see `agents.preference`, or as it is, see `agents.probe`.
 
     Args:
-        folder: What `llm-gym feedback train` wrote.
+        folder: What `llm-gym feedback train` or `train-probe` wrote.
 
     Attributes:
         config: What its `preference.json` holds.
@@ -63,8 +66,10 @@ class PreferenceModel:
         from llm_gym.models.load import load_tokenizer
         from llm_gym.models.packing import hidden_states, read
 
-        model = self.config["model"]
+        model, layer = self.config["model"], self.config.get("layer")
         weight, bias = self._head
+        if layer is not None:
+            return [float(state @ weight + bias) for state in mean_states(model, layer, source, texts)]
         branches = segments(load_tokenizer(model), source, texts)
         states = read(model, branches, self.folder, hidden_states)
         return [float(state[0].double().cpu().numpy() @ weight + bias) for state in states]
@@ -97,9 +102,32 @@ def segments(tokenizer: Any, source: str, texts: Sequence[str]) -> list[Any]:
     return [Segment(context, ids, np.arange(len(ids)) == len(ids) - 1) for ids in branches]
 
 
+def mean_states(model: str, layer: int, source: str, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield for each text the mean of a layer's hidden states over its tokens and its end, float64 `(H,)`.
+
+    Args:
+        model: Name of a causal language model, which is read as it is.
+        layer: After how many of its layers.
+        source: It is read once for all texts.
+        texts: The texts.
+
+    Raises:
+        LLMGymError: A text is too long for the model.
+    """
+    from llm_gym.models.load import load_tokenizer
+    from llm_gym.models.packing import hidden_states, read
+
+    branches = [
+        replace(branch, trained=np.arange(len(branch.ids)) > 0)
+        for branch in segments(load_tokenizer(model), source, texts)
+    ]
+    for states in read(model, branches, None, functools.partial(hidden_states, layer=layer)):
+        yield states.double().mean(0).cpu().numpy()
+
+
 def preference_model(path: str) -> PreferenceModel:
-    """Return the process-wide model of a folder, anew if it was written again."""
-    folder = str(Path(path).expanduser().absolute())
+    """Return the process-wide model of a folder, anew if it was written again, or a bundled one by its name."""
+    folder = str(BUNDLED.get(path, Path(path).expanduser().absolute()))
     return _preference_model(folder, version(folder), version(_read_config(Path(folder))["model"]))
 
 
@@ -119,15 +147,15 @@ class Preference(Scorer):
     rewards. A reward is 0 for an average text of those that the model was checked on. An empty text has −`limit`.
 
     Args:
-        path: Folder that `llm-gym feedback train` wrote; the bundled `who-did-what`, which has learned from summaries
-            with names and numbers changed, if none is given.
+        path: Folder that `llm-gym feedback train` wrote, or a bundled model: `who-did-what`, which has learned from
+            summaries with names and numbers changed, or `which-reply`, from better and worse replies to requests.
         limit: A reward beyond it is cut off: far from all that the model has seen, it means nothing.
 
     Raises:
         LLMGymError: The folder is no preference model.
     """
 
-    def __init__(self, path: str = str(WHO_DID_WHAT), limit: float = 10.0) -> None:
+    def __init__(self, path: str = "who-did-what", limit: float = 10.0) -> None:
         self.model, self.limit = preference_model(path), number("limit", limit, above_zero=True)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[float]:

@@ -190,9 +190,17 @@ def logits(model: Any, packed: Packed) -> torch.Tensor:
     return model(**_inputs(packed), logits_to_keep=packed.columns).logits[0]
 
 
-def hidden_states(model: Any, packed: Packed) -> torch.Tensor:
-    """Return the last hidden states `(N, H)` that predict the trained tokens, with gradient."""
-    return model.base_model(**_inputs(packed)).last_hidden_state[packed.rows, packed.columns]
+def hidden_states(model: Any, packed: Packed, layer: int | None = None) -> torch.Tensor:
+    """Return the hidden states `(N, H)` that predict the trained tokens, with gradient.
+
+    Args:
+        model: A causal language model.
+        packed: What it reads.
+        layer: After how many layers; None for the last, normed.
+    """
+    found = model.base_model(**_inputs(packed), output_hidden_states=layer is not None)
+    states = found.last_hidden_state if layer is None else found.hidden_states[layer]
+    return states[packed.rows, packed.columns]
 
 
 def _inputs(packed: Packed) -> dict[str, Any]:
