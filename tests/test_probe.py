@@ -151,7 +151,7 @@ def test_the_command_makes_what_the_scorer_reads(tiny_model, tmp_path, capsys) -
 
 def test_the_bundled_model_tells_which_reply_to_requests_that_it_has_not_seen() -> None:
     _, test = held_out(documents(read_judgements(CORPORA / "which_reply.jsonl")))
-    replies = [Episode({"id": "a"}, source=d.source, text=text) for d in test[:24] for text in d.texts]
+    replies = [Episode({"id": "a"}, source=d.source, text=text) for d in test[:12] for text in d.texts]
     values = [score.value for score in build({"preference": {"path": "which-reply"}})(replies)]
-    right = [values[3 * i + b] > values[3 * i + w] for i, d in enumerate(test[:24]) for b, w in d.better]
-    assert len(right) == 72 and np.mean(right) > 0.65
+    right = [values[3 * i + b] > values[3 * i + w] for i, d in enumerate(test[:12]) for b, w in d.better]
+    assert len(right) == 36 and np.mean(right) > 0.65
