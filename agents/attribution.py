@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ import llm_gym
 from agents.lora import round_adapters, save_adapters, with_adapters
 from agents.preference import held_out, in_batches, share_right
 from agents.saving import folder_aside
-from llm_gym.data.files import whole_path
+from llm_gym.data.files import new_file, whole_path
 from llm_gym.errors import LLMGymError, positive
-from llm_gym.feedback.attribution import CONFIG, FORMAT, asked_of
+from llm_gym.feedback.attribution import FORMAT, asked_of
+from llm_gym.feedback.trained import write_config
 from llm_gym.models.attribution import Asked, logits
 from llm_gym.models.load import hub_id, load_encoder, load_tokenizer
 
@@ -79,7 +79,7 @@ class AttributionNetwork(nn.Module):
     def save(self, folder: Path, config: dict[str, Any]) -> None:
         """Write adapters and config into an existing folder."""
         save_adapters(self.encoder, folder)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(folder, "attribution", config)
 
 
 def train_attribution(
@@ -110,9 +110,7 @@ def train_attribution(
     Raises:
         LLMGymError: The folder exists, or there is too little data.
     """
-    target = Path(out)
-    if target.exists():
-        raise LLMGymError(f"{target} exists already and nothing is overwritten: delete it, or pass another --out")
+    target = new_file(out)
     train, test = held_out(dialogues(pairs))
     name = whole_path(model)
     network = AttributionNetwork(name, seed)

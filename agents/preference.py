@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ import llm_gym
 from agents.lora import round_adapters, save_adapters, with_adapters
 from agents.losses import bradley_terry
 from agents.saving import folder_aside
-from llm_gym.data.files import whole_path
+from llm_gym.data.files import new_file, whole_path
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.human import Judgements
 from llm_gym.feedback.pairs import about
-from llm_gym.feedback.preference import CONFIG, FORMAT, HEAD, segments
+from llm_gym.feedback.preference import FORMAT, HEAD, segments
 from llm_gym.feedback.rules import words
+from llm_gym.feedback.trained import write_config
 from llm_gym.models.load import hub_id, load_causal_lm, load_tokenizer
 from llm_gym.models.packing import check_attention, check_length, hidden_states, pack
 from llm_gym.statistics import Statistic, by_document, ratio
@@ -132,7 +132,7 @@ class RewardModel(nn.Module):
         save_adapters(self.lm, folder)
         head = {"weight": self.head.weight.detach()[0], "bias": self.head.bias.detach()}
         save_file({name: value.cpu().contiguous() for name, value in head.items()}, folder / HEAD)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(folder, "preference", config)
 
 
 def train_preference(
@@ -163,9 +163,7 @@ def train_preference(
     Raises:
         LLMGymError: The folder exists, there is too little data, or a text is too long for the model.
     """
-    target = Path(out)
-    if target.exists():
-        raise LLMGymError(f"{target} exists already and nothing is overwritten: delete it, or pass another --out")
+    target = new_file(out)
     epochs, steps = positive("epochs", epochs), None if steps is None else positive("steps", steps)
     train, test = held_out(documents(data))
     name = whole_path(model)

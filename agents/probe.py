@@ -6,7 +6,6 @@ has too few weights for that (Alain and Bengio 2016 call it a probe).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from safetensors.numpy import save_file
 import llm_gym
 from agents.preference import Document, documents, held_out, measured
 from agents.saving import folder_aside
-from llm_gym.data.files import whole_path
+from llm_gym.data.files import new_file, whole_path
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.human import Judgements
-from llm_gym.feedback.preference import CONFIG, FORMAT, HEAD, mean_states
+from llm_gym.feedback.preference import FORMAT, HEAD, mean_states
+from llm_gym.feedback.trained import write_config
 from llm_gym.models.load import hub_id, shared_causal_lm
 
 DEPTH = 0.6  # of the layers: in the middle a model knows most of a text, at the end of its next word
@@ -53,9 +53,7 @@ def train_probe(
     Raises:
         LLMGymError: The folder exists, the model has no such layer, there is too little data, or a text is too long.
     """
-    target = Path(out)
-    if target.exists():
-        raise LLMGymError(f"{target} exists already and nothing is overwritten: delete it, or pass another --out")
+    target = new_file(out)
     train, test = held_out(documents(data))
     name = whole_path(model)
     depth = _depth(name, layer)
@@ -76,7 +74,7 @@ def train_probe(
     bias = -np.mean(np.concatenate(rewards))  # makes their mean 0, which no difference changes
     with folder_aside(target) as aside:
         save_file({"weight": weight.astype(np.float32), "bias": np.array([bias], np.float32)}, aside / HEAD)
-        (aside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_config(aside, "preference", config)
     return config
 
 

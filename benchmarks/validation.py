@@ -60,6 +60,12 @@ MODELS: dict[str, Any] = {
     "coverage": 1.0,
     "preference": 1.0,
     "preference#which-reply": {"path": "which-reply"},
+    "coherence": 1.0,
+    "rating": 1.0,
+    "yes_no": 1.0,
+    "rubric": 1.0,
+    "constitution": 1.0,
+    "pairwise": 1.0,
 }
 
 

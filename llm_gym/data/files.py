@@ -60,10 +60,10 @@ def whole_path(name: str) -> str:
 
 
 def new_file(path: str | Path) -> Path:
-    """Return the path of a file that is going to be written.
+    """Return the path of a file or folder that is going to be written.
 
     Raises:
-        LLMGymError: There is such a file already.
+        LLMGymError: There is something at that place already.
     """
     path = Path(path)
     if path.exists():

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 WHO_SAID_WHAT = Path(__file__).parents[1] / "models" / "who-said-what"
 """The model that comes with the package; `make attribution` makes it."""
-CONFIG = "attribution.json"
 FORMAT = 1
 """Value of `llm_gym_attribution` in the config."""
 

@@ -20,7 +20,7 @@ from llm_gym.models.version import version
 
 BUNDLED = {name: Path(__file__).parents[1] / "models" / name for name in ("who-did-what", "which-reply")}
 """The models that come with the package; `make preference` and `make replies` make them."""
-CONFIG, HEAD = "preference.json", "head.safetensors"
+HEAD = "head.safetensors"
 FORMAT = 1
 """Value of `llm_gym_preference` in the config."""
 PROMPT = ("Source:\n", "\n\nText:")

@@ -9,6 +9,12 @@ from typing import Any
 from llm_gym.errors import LLMGymError
 
 
+def write_config(folder: Path, kind: str, config: dict[str, Any]) -> None:
+    """Write the config of a model of a kind into its folder, as `read_config` reads it."""
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / f"{kind}.json").write_text(text, encoding="utf-8")
+
+
 def read_config(folder: Path, kind: str, version: int, command: str) -> dict[str, Any]:
     """Return the config of a model of a kind, such as `preference`, that `llm-gym feedback COMMAND` wrote.
 
