@@ -147,8 +147,9 @@ class Preference(Scorer):
     rewards. A reward is 0 for an average text of those that the model was checked on. An empty text has −`limit`.
 
     Args:
-        path: Folder that `llm-gym feedback train` wrote, or a bundled model: `who-did-what`, which has learned from
-            summaries with names and numbers changed, or `which-reply`, from better and worse replies to requests.
+        path: Folder that `llm-gym feedback train` or `train-probe` wrote, or a bundled model: `who-did-what`, which has
+            learned from summaries with names and numbers changed, or `which-reply`, from better and worse replies to
+            requests. For a folder that has one of these names, write `./which-reply`.
         limit: A reward beyond it is cut off: far from all that the model has seen, it means nothing.
 
     Raises:
