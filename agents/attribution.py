@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-import llm_gym
 from agents.lora import round_adapters, save_adapters, with_adapters
 from agents.preference import held_out, in_batches, share_right
 from agents.saving import folder_aside
 from llm_gym.data.files import new_file, whole_path
 from llm_gym.errors import LLMGymError, positive
 from llm_gym.feedback.attribution import FORMAT, asked_of
-from llm_gym.feedback.trained import write_config
+from llm_gym.feedback.trained import origin, write_config
 from llm_gym.models.attribution import Asked, logits
-from llm_gym.models.load import hub_id, load_encoder, load_tokenizer
+from llm_gym.models.load import load_encoder, load_tokenizer
 
 RANK = 16
 DROPOUT = 0.05
@@ -117,10 +116,7 @@ def train_attribution(
     say(f"{len(train)} dialogues to train on, {len(test)} held out")
     updates = _learn(network, train, positive("epochs", epochs), seed, say)
     config = {
-        "llm_gym_attribution": FORMAT,
-        "model": name,
-        "hub_id": hub_id(name),
-        "version": llm_gym.__version__,
+        **origin("attribution", FORMAT, name),
         "seed": seed,
         "rank": RANK,
         "learning_rate": LEARNING_RATE,

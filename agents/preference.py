@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import llm_gym
 from agents.lora import round_adapters, save_adapters, with_adapters
 from agents.losses import bradley_terry
 from agents.saving import folder_aside
@@ -23,8 +22,8 @@ from llm_gym.feedback.human import Judgements
 from llm_gym.feedback.pairs import about
 from llm_gym.feedback.preference import FORMAT, HEAD, segments
 from llm_gym.feedback.rules import words
-from llm_gym.feedback.trained import write_config
-from llm_gym.models.load import hub_id, load_causal_lm, load_tokenizer
+from llm_gym.feedback.trained import origin, write_config
+from llm_gym.models.load import load_causal_lm, load_tokenizer
 from llm_gym.models.packing import check_attention, check_length, hidden_states, pack
 from llm_gym.statistics import Statistic, by_document, ratio
 
@@ -171,10 +170,7 @@ def train_preference(
     say(f"{len(train)} documents to train on, {len(test)} held out")
     updates = _learn(rewards, train, epochs, steps, seed, say)
     config = {
-        "llm_gym_preference": FORMAT,
-        "model": name,
-        "hub_id": hub_id(name),
-        "version": llm_gym.__version__,
+        **origin("preference", FORMAT, name),
         "seed": seed,
         "rank": RANK,
         "learning_rate": LEARNING_RATE,

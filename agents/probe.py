@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-import llm_gym
 from agents.preference import Document, documents, held_out, measured
 from agents.saving import folder_aside
 from llm_gym.data.files import new_file, whole_path
 from llm_gym.errors import LLMGymError
 from llm_gym.feedback.human import Judgements
 from llm_gym.feedback.preference import FORMAT, HEAD, mean_states
-from llm_gym.feedback.trained import write_config
-from llm_gym.models.load import hub_id, shared_causal_lm
+from llm_gym.feedback.trained import origin, write_config
+from llm_gym.models.load import shared_causal_lm
 
 DEPTH = 0.6  # of the layers: in the middle a model knows most of a text, at the end of its next word
 PENALTY = 0.3  # of squared weights, of states in units of their spread
@@ -61,10 +60,7 @@ def train_probe(
     weight = fitted(list(_states(name, depth, train, say)), [document.better for document in train])
     rewards = [states @ weight for states in _states(name, depth, test, say)]
     config = {
-        "llm_gym_preference": FORMAT,
-        "model": name,
-        "hub_id": hub_id(name),
-        "version": llm_gym.__version__,
+        **origin("preference", FORMAT, name),
         "layer": depth,
         "penalty": PENALTY,
         "documents": len(train),

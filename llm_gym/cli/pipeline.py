@@ -88,7 +88,7 @@ def train_command(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         say=Progress().say,
     )
-    _print_preference(config, f"updates            {config['updates']}", arguments)
+    _print_trained("preference", config, ("updates", "documents", "comparisons"), arguments)
 
 
 def train_probe_command(arguments: argparse.Namespace) -> None:
@@ -99,18 +99,7 @@ def train_probe_command(arguments: argparse.Namespace) -> None:
 
     data = read_judgements(arguments.data, dict(arguments.columns))
     config = train_probe(data, arguments.out, arguments.model, arguments.layer, say=Progress().say)
-    _print_preference(config, f"layer              {config['layer']}", arguments)
-
-
-def _print_preference(config: dict[str, Any], first: str, arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print_json({**config, "out": arguments.out})
-        return
-    held_out = config["held_out"]
-    print(f"{first}, {config['documents']} documents, {config['comparisons']} comparisons")
-    print(f"held-out accuracy  {cell(held_out['accuracy'])}, {held_out['documents']} documents, 95 % interval")
-    print(f"the longer wins    {cell(held_out['longer'])}")
-    print(f'use it as          --feedback \'{{"preference": {{"path": "{arguments.out}"}}}}\'')
+    _print_trained("preference", config, ("layer", "documents", "comparisons"), arguments)
 
 
 def train_attribution_command(arguments: argparse.Namespace) -> None:
@@ -125,13 +114,22 @@ def train_attribution_command(arguments: argparse.Namespace) -> None:
     config = train_attribution(
         pairs, arguments.out, arguments.model, arguments.epochs, arguments.seed, say=Progress().say
     )
+    _print_trained("attribution", config, ("updates", "dialogues", "sentences"), arguments)
+
+
+def _print_trained(
+    scorer: str, config: dict[str, Any], names: tuple[str, str, str], arguments: argparse.Namespace
+) -> None:
+    """Print what the config of a trained judge says under these names, and how its scorer is asked for it."""
     if arguments.json:
         print_json({**config, "out": arguments.out})
         return
-    held_out = config["held_out"]
-    print(f"updates            {config['updates']}, {config['dialogues']} dialogues, {config['sentences']} sentences")
-    print(f"held-out accuracy  {cell(held_out['accuracy'])}, {held_out['dialogues']} dialogues, 95 % interval")
-    print(f'use it as          --feedback \'{{"attribution": {{"path": "{arguments.out}"}}}}\'')
+    held_out, (first, units, parts) = config["held_out"], names
+    print(f"{first:<18} {config[first]}, {config[units]} {units}, {config[parts]} {parts}")
+    print(f"held-out accuracy  {cell(held_out['accuracy'])}, {held_out[units]} {units}, 95 % interval")
+    if "longer" in held_out:
+        print(f"the longer wins    {cell(held_out['longer'])}")
+    print(f'use it as          --feedback \'{{"{scorer}": {{"path": "{arguments.out}"}}}}\'')
 
 
 def _task(env_id: str) -> Task:

@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llm_gym import __version__
 from llm_gym.errors import LLMGymError
+
+
+def origin(kind: str, version: int, model: str) -> dict[str, Any]:
+    """Return what the config of a model of a kind begins with: its format, its base model, and what wrote it."""
+    from llm_gym.models.load import hub_id
+
+    return {f"llm_gym_{kind}": version, "model": model, "hub_id": hub_id(model), "version": __version__}
 
 
 def write_config(folder: Path, kind: str, config: dict[str, Any]) -> None:
